@@ -1,0 +1,1 @@
+"""SeaS: few-shot industrial anomaly image generation as a reproducible pipeline."""

@@ -1,0 +1,186 @@
+"""Results on disk: written under a temporary name, renamed when whole, and carrying their origin.
+
+A folder artifact holds two files beside its content:
+
+``manifest.json``
+    a function of its inputs alone: stage, stage_version, settings, seed, hashes of the
+    inputs and of every file of the content;
+``run.json``
+    what differs from run to run (wall time, peak memory, device, versions, commit); never an input.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from seas.errors import InputError
+
+MANIFEST = "manifest.json"
+RUN = "run.json"
+RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "snakemake")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes; of a folder artifact, that of its manifest; of another folder, of its names and sizes."""
+    path = Path(path)
+    if path.is_dir() and not (path / MANIFEST).exists():
+        listing = sorted((str(file.relative_to(path)), file.stat().st_size) for file in path.rglob("*") if file.is_file())
+        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+    if path.is_dir():
+        path = path / MANIFEST
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What an artifact is made of. Two artifacts with equal provenance are the same artifact."""
+
+    stage: str
+    stage_version: int
+    settings: dict[str, Any]
+    seed: int | None
+    inputs: dict[str, str]
+
+    @classmethod
+    def of(
+        cls, stage: str, stage_version: int, settings: Mapping[str, Any], seed: int | None, inputs: Mapping[str, Path]
+    ) -> "Provenance":
+        """Hash the inputs, a mapping from a plain name ("base", "split") to a file or a folder artifact."""
+        hashes = {name: sha256(path) for name, path in sorted(inputs.items())}
+        return cls(stage, stage_version, json.loads(json.dumps(settings)), seed, hashes)
+
+
+def _sibling(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}.{suffix}")
+
+
+@contextmanager
+def writing_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; rename it when the block ends, remove it when the block fails."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _sibling(path, "partial" + path.suffix)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_folder(path: Path, provenance: Provenance) -> Iterator[Path]:
+    """Give an empty temporary folder; when the block ends, add manifest.json and run.json and rename it to ``path``.
+
+    When the block fails, nothing is left of it and an earlier ``path`` is as it was.
+    A working folder that was opened for ``path`` is removed once the artifact is whole.
+    """
+    path = Path(path)
+    partial = _sibling(path, "partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    started = time.time()
+    try:
+        yield partial
+        content = {
+            str(file.relative_to(partial)): sha256(file)
+            for file in sorted(partial.rglob("*"))
+            if file.is_file() and not file.name.startswith(".")
+        }
+        write_json(asdict(provenance) | {"content": content}, partial / MANIFEST)
+        write_json(_run_facts(started), partial / RUN)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(_sibling(path, "working"), ignore_errors=True)
+
+
+def working_folder(path: Path, provenance: Provenance) -> Path:
+    """The folder where the making of ``path`` keeps its checkpoints and finished pieces across restarts.
+
+    It lies beside ``path``, not in it, because Snakemake deletes a declared output before it reruns
+    its rule. What an earlier run with another provenance left there is removed.
+    """
+    folder = _sibling(Path(path), "working")
+    identity = hashlib.sha256(json.dumps(asdict(provenance), sort_keys=True).encode()).hexdigest()
+    marker = folder / "identity"
+    if folder.exists() and (not marker.exists() or marker.read_text() != identity):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with writing_file(marker) as partial:
+        partial.write_text(identity)
+    return folder
+
+
+def _run_facts(started: float) -> dict[str, Any]:
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    facts = {
+        "wall_seconds": round(time.time() - started, 2),
+        "cpu_seconds": round(time.process_time(), 2),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in RECORDED_PACKAGES},
+        "commit": commit or None,
+    }
+    torch = __import__("sys").modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        facts["device"] = torch.cuda.get_device_name()
+        facts["peak_device_memory_mib"] = torch.cuda.max_memory_allocated() // 2**20
+    else:
+        facts["device"] = "cpu"
+    return facts
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder artifact.
+
+    Raises InputError when the folder is no artifact of this project.
+    """
+    file = Path(folder) / MANIFEST
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{folder} is not a finished artifact: it has no {MANIFEST}") from None
+    except json.JSONDecodeError as fault:
+        raise InputError(f"{file} is damaged: {fault}") from None
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write JSON with sorted keys, so that equal content gives equal bytes."""
+    with writing_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as parquet."""
+    with writing_file(path) as partial:
+        table.to_parquet(partial, index=False)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a parquet table.
+
+    Raises InputError when the file is missing or is no parquet.
+    """
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError:
+        raise InputError(f"the table {path} does not exist") from None
+    except (OSError, ValueError) as fault:
+        raise InputError(f"the table {path} cannot be read: {fault}") from None

@@ -1,0 +1,92 @@
+"""The command line: what is done by hand beside the workflow."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seas.jobs import reporting_faults
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="SeaS by hand. The chain itself runs by `snakemake`."
+)
+
+
+@app.command()
+def check(
+    dataset: Annotated[str, typer.Argument(help="a file of config/datasets/, by name")],
+    out: Annotated[Path | None, typer.Option(help="where the contact sheets go; results/check/<dataset> when absent")] = None,
+    config: Annotated[list[Path], typer.Option(help="configuration files, laid over config/config.yaml")] = [],  # noqa: B006
+) -> None:
+    """Show what the networks will see of a dataset: counts, faults, shots, contact sheets, defects lost by fitting."""
+    with reporting_faults():
+        from seas.config import load_workflow
+        from seas.data.check import check_dataset
+
+        flow = load_workflow(config, datasets=[dataset])
+        file = flow.datasets[dataset]
+        settings = flow.settings(dataset, flow.config.experiments[0])
+        folder = out or Path("results/check") / dataset
+        print(check_dataset(file.root, file.layout, settings.data, folder, flow.products(dataset)))
+        print(f"Contact sheets: {folder}")
+
+
+@app.command()
+def generate(
+    generator: Annotated[Path, typer.Argument(help="folder of a finished generator")],
+    type: Annotated[str, typer.Option("--type", help="anomaly type; 'good' for normals")],
+    number: Annotated[int, typer.Option("-n", min=1, help="number of images")],
+    out: Annotated[Path, typer.Option(help="folder to write; it must not exist")],
+    seed: Annotated[int, typer.Option(min=0, help="image i depends on the seed, the type and i alone")] = 0,
+    rmp: Annotated[Path | None, typer.Option(help="folder of the mask branch; the one beside the generator when absent")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+) -> None:
+    """Make images with masks from a finished generator."""
+    with reporting_faults():
+        from seas.generation.by_hand import generate_by_hand
+
+        generate_by_hand(generator, anomaly_type=type, number=number, output=out, seed=seed, rmp_folder=rmp, device=device)
+        print(f"Images and masks: {out}")
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="folder of a trained segmentation model")],
+    images: Annotated[list[Path], typer.Argument(help="photographs, or folders of them")],
+    out: Annotated[Path, typer.Option(help="folder to write; it must not exist")],
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+) -> None:
+    """Score photographs: score maps, overlays, and predictions.csv with a decision for each."""
+    with reporting_faults():
+        from seas.downstream.predict import predict_images
+        from seas.settings import ComputeSettings
+
+        predict_images(model, images, out, ComputeSettings(device=device, precision="fp32", threads=2))
+        print(f"Decisions: {out / 'predictions.csv'}")
+
+
+@app.command()
+def miniature(
+    out: Annotated[Path, typer.Argument(help="folder to write")] = Path("data/miniature"),
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Write the miniature dataset of the demo: two products, three anomaly types each."""
+    with reporting_faults():
+        from seas.data.miniature import write_miniature
+
+        write_miniature(out, seed=seed)
+        print(f"Miniature dataset: {out}")
+
+
+@app.command()
+def settings() -> None:
+    """Write config/config.yaml, config/schema.json and config/README.md anew from the settings classes."""
+    with reporting_faults():
+        from seas.reference import write_reference
+
+        for path in write_reference(Path("config")):
+            print(path)
+
+
+if __name__ == "__main__":
+    app()

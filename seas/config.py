@@ -1,0 +1,434 @@
+"""The configuration: which settings each stage obeys, and in which folder each result lies.
+
+Station settings live beside the code that obeys them; this module only composes them. Three files
+are laid over each other, the more particular over the more general: config/config.yaml (with what
+``--configfile`` and ``--config`` change), config/datasets/<dataset>.yaml, config/experiments/<experiment>.yaml.
+"""
+
+import difflib
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ValidationError, field_validator
+
+from seas.base.pretrained import check_base
+from seas.base.settings import BaseSettings
+from seas.data.settings import DataSettings
+from seas.downstream.settings import DownstreamSettings
+from seas.errors import InputError
+from seas.generation.settings import GenerationSettings
+from seas.generator.settings import GeneratorSettings
+from seas.metrics.settings import MetricsSettings
+from seas.report.settings import ReportSettings
+from seas.rmp.settings import RmpSettings
+from seas.settings import ComputeSettings, StationSettings, setting
+
+SAFE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+DATASETS = Path("config/datasets")
+EXPERIMENTS = Path("config/experiments")
+
+_GENERATED = ("compute", "data", "base", "generator", "rmp", "generation")
+STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
+    "split": ("data",),
+    "generator": _GENERATED[:4],
+    "rmp": _GENERATED[:5],
+    "generation": _GENERATED,
+    "crop_and_paste": ("data", "generation.pairs_per_type"),
+    "metrics": (*_GENERATED, "metrics"),
+    "downstream/real": ("compute", "data", "downstream"),
+    "downstream/crop_and_paste": ("compute", "data", "generation.pairs_per_type", "downstream"),
+    "downstream/generated": (*_GENERATED, "downstream"),
+    "downstream/real+generated": (*_GENERATED, "downstream"),
+}
+"""For each stage the settings that it and all stages left of it obey."""
+
+
+class Compute(StationSettings):
+    """How the stages compute: one device and precision, and the CPU threads of one job of each stage."""
+
+    device: Literal["cpu", "cuda"] = setting("cuda", "where the networks run", source="ours")
+    precision: Literal["fp32", "bf16"] = setting(
+        "bf16", "precision of forward and backward passes (bf16: autocast, master weights stay fp32)", source="ours"
+    )
+    threads: dict[str, int] = setting(
+        {"base": 8, "generator": 8, "rmp": 8, "generation": 8, "metrics": 8, "downstream": 8},
+        "CPU threads of one job, by stage; on the CPU they are part of the result",
+        source="ours",
+    )
+
+    @field_validator("threads")
+    @classmethod
+    def _threads_of_stages(cls, threads: dict[str, int]) -> dict[str, int]:
+        stages = {"base", "generator", "rmp", "generation", "metrics", "downstream"}
+        if unknown := sorted(set(threads) - stages):
+            raise ValueError(f"{unknown[0]} is no stage; the stages are {', '.join(sorted(stages))}")
+        if missing := sorted(stages - set(threads)):
+            raise ValueError(f"the stage {missing[0]} is missing")
+        if wrong := [stage for stage, count in threads.items() if count < 1]:
+            raise ValueError(f"{wrong[0]} has {threads[wrong[0]]} threads; give 1 or more")
+        return threads
+
+    def of(self, stage: str) -> ComputeSettings:
+        """What one stage obeys."""
+        return ComputeSettings(device=self.device, precision=self.precision, threads=self.threads[stage])
+
+
+class Settings(StationSettings):
+    """The settings of all stations for one run."""
+
+    compute: Compute = Compute()
+    base: BaseSettings = BaseSettings()
+    data: DataSettings = DataSettings()
+    generator: GeneratorSettings = GeneratorSettings()
+    rmp: RmpSettings = RmpSettings()
+    generation: GenerationSettings = GenerationSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    downstream: DownstreamSettings = DownstreamSettings()
+    report: ReportSettings = ReportSettings()
+
+    def obeyed_by(self, stage: str) -> dict[str, Any]:
+        """The settings that the stage and all stages left of it obey, as plain values."""
+        content = self.model_dump(mode="json")
+        return {path: functools.reduce(dict.__getitem__, path.split("."), content) for path in STAGE_SECTIONS[stage]}
+
+
+class Config(Settings):
+    """The whole configuration file: what runs, and the settings it runs with."""
+
+    datasets: list[str] = setting(..., "files of config/datasets/ to run", min_length=1)
+    products: list[str] | None = setting(None, "products to run; all products of the datasets when absent", min_length=1)
+    experiments: list[str] = setting(["seas"], "files of config/experiments/ to run", min_length=1)
+    seeds: list[int] = setting([0], "seeds to run", min_length=1)
+
+    @field_validator("datasets", "products", "experiments")
+    @classmethod
+    def _each_once(cls, names: list[str] | None) -> list[str] | None:
+        for name in names or []:
+            if names.count(name) > 1:
+                raise ValueError(f"'{name}' stands in the list twice")
+        return names
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_count_from_zero(cls, seeds: list[int]) -> list[int]:
+        if any(seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds is {seeds}; give different whole numbers from 0")
+        return seeds
+
+
+class DatasetFile(StationSettings):
+    """A file of config/datasets/: where the photographs lie, and what is particular to them."""
+
+    root: Path = setting(..., "folder of the dataset; a relative one counts from the repository's root")
+    layout: Literal["mvtec_ad"] = setting("mvtec_ad", "how the folder is laid out")
+    description: str = setting("", "what it is, for the report")
+    settings: dict[str, Any] = setting({}, "settings of the stations that differ for this dataset")
+
+
+class ExperimentFile(StationSettings):
+    """A file of config/experiments/: one parent, and only the differences from it."""
+
+    extends: str | None = setting(None, "the parent experiment; none for the root")
+    description: str = setting("", "what it shows, for the report")
+    settings: dict[str, Any] = setting({}, "settings of the stations that differ from the parent's")
+
+
+def validated(model: type[StationSettings], content: Any, where: str) -> Any:
+    """``model`` made from ``content``.
+
+    Raises InputError: one sentence a fault, naming the key, its value and what is allowed.
+    """
+    if not isinstance(content, Mapping):
+        raise InputError(f"{where}: expected keys and values, found {content!r}")
+    try:
+        return model.model_validate(dict(content))
+    except ValidationError as faults:
+        sentences = [_sentence(model, fault) for fault in faults.errors()]
+        raise InputError("; ".join(f"{where}: {sentence}" for sentence in sentences)) from None
+
+
+def _sentence(model: type[StationSettings], fault: Mapping[str, Any]) -> str:
+    path = [str(part) for part in fault["loc"]]
+    key = ".".join(path)
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(model, path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        guess = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+        return f"'{key}' is no setting; {guess}"
+    if fault["type"] == "missing":
+        return f"'{key}' is missing"
+    return f"'{key}' is {fault['input']!r}: {fault['msg'].removeprefix('Value error, ')}"
+
+
+def _known_keys(model: type[StationSettings], path: Sequence[str]) -> list[str]:
+    for name in path:
+        field = model.model_fields.get(name)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, StationSettings)):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file; an empty file is an empty mapping.
+
+    Raises InputError when it is missing or is no YAML.
+    """
+    try:
+        return yaml.safe_load(Path(path).read_text()) or {}
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as fault:
+        raise InputError(f"{path} is no YAML: {' '.join(str(fault).split())}") from None
+
+
+def _named_file(folder: Path, name: str, what: str) -> Path:
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in folder.glob("*.yaml"))
+        raise InputError(f"there is no {what} '{name}': {path} does not exist; known are {', '.join(known) or 'none'}")
+    return path
+
+
+def read_dataset(name: str) -> DatasetFile:
+    """A dataset's file by name.
+
+    Raises InputError when there is none, or when its content or its root is wrong.
+    """
+    path = _named_file(DATASETS, name, "dataset")
+    dataset = validated(DatasetFile, read_yaml(path), str(path))
+    if not dataset.root.is_dir():
+        raise InputError(f"{path}: 'root' is {str(dataset.root)!r}, which is no folder")
+    return dataset
+
+
+@functools.cache
+def read_experiment(name: str) -> ExperimentFile:
+    """An experiment's file by name.
+
+    Raises InputError when there is none or its content is wrong.
+    """
+    path = _named_file(EXPERIMENTS, name, "experiment")
+    return validated(ExperimentFile, read_yaml(path), str(path))
+
+
+def lineage(experiment: str) -> list[str]:
+    """The experiment and its ancestors, itself first.
+
+    Raises InputError when an experiment is its own ancestor.
+    """
+    line = [experiment]
+    while (parent := read_experiment(line[-1]).extends) is not None:
+        if parent in line:
+            raise InputError(f"{EXPERIMENTS / (line[-1] + '.yaml')}: 'extends' leads back to '{parent}'")
+        line.append(parent)
+    return line
+
+
+def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two nested mappings as one; where both have a value, ``above`` wins."""
+    result = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = overlaid(result[key], value) if both else value
+    return result
+
+
+class Workflow:
+    """What Snakemake asks of the configuration: settings by (dataset, experiment), owners, paths."""
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        """``content`` is the merged configuration file.
+
+        Raises InputError for any fault in it, in the datasets' files or in the experiments' files.
+        """
+        self.config: Config = validated(Config, content, "configuration")
+        self._sections = {
+            name: value for name, value in self.config.model_dump(mode="json").items() if name in Settings.model_fields
+        }
+        self.datasets = {name: read_dataset(name) for name in self.config.datasets}
+        self._settings: dict[tuple[str, str], Settings] = {}
+        for dataset in self.datasets:
+            for experiment in self.config.experiments:
+                for ancestor in lineage(experiment):
+                    self.settings(dataset, ancestor)
+        self._check_bases()
+
+    def settings(self, dataset: str, experiment: str) -> Settings:
+        """The settings of one experiment on one dataset."""
+        if (dataset, experiment) not in self._settings:
+            content = overlaid(self._sections, self._differences(DATASETS / f"{dataset}.yaml", self.datasets[dataset]))
+            for name in reversed(lineage(experiment)):
+                content = overlaid(content, self._differences(EXPERIMENTS / f"{name}.yaml", read_experiment(name)))
+            where = f"{EXPERIMENTS / experiment}.yaml on {DATASETS / dataset}.yaml"
+            self._settings[dataset, experiment] = validated(Settings, content, where)
+        return self._settings[dataset, experiment]
+
+    def _check_bases(self) -> None:
+        built: dict[str, tuple[str, Any]] = {}
+        for (dataset, experiment), settings in self._settings.items():
+            if settings.base.pretrained:
+                check_base(Path(settings.base.pretrained))
+                continue
+            where, made_of = f"{experiment} on {dataset}", (settings.base, settings.compute)
+            other, first = built.setdefault(settings.base.name, (where, made_of))
+            if first != made_of:
+                raise InputError(f"base.name is '{settings.base.name}' in {other} and in {where}, but their settings differ")
+
+    @staticmethod
+    def _differences(path: Path, file: DatasetFile | ExperimentFile) -> dict[str, Any]:
+        for section in file.settings:
+            if section not in Settings.model_fields:
+                raise InputError(f"{path}: 'settings.{section}' is no station; known are {', '.join(Settings.model_fields)}")
+        return file.settings
+
+    def owner(self, dataset: str, experiment: str, stage: str) -> str:
+        """The experiment whose folder holds this stage: the farthest ancestor with equal settings up to the stage."""
+        own = self.settings(dataset, experiment).obeyed_by(stage)
+        owner = experiment
+        for ancestor in lineage(experiment)[1:]:
+            if self.settings(dataset, ancestor).obeyed_by(stage) != own:
+                break
+            owner = ancestor
+        return owner
+
+    def folder(self, dataset: str, experiment: str, seed: int | str, stage: str) -> str:
+        """The folder of a stage, results/{dataset}/{owner}/seed{n}/{stage}."""
+        return f"results/{dataset}/{self.owner(dataset, experiment, stage)}/seed{seed}/{stage}"
+
+    def downstream(self, dataset: str, experiment: str, seed: int | str, model: str, trained_on: str, scope: str) -> str:
+        """The folder of one downstream model."""
+        owner = self.owner(dataset, experiment, f"downstream/{trained_on}")
+        return f"results/{dataset}/{owner}/seed{seed}/downstream/{model}/{trained_on}/{scope}"
+
+    def split(self, dataset: str, experiment: str, seed: int | str, product: str) -> str:
+        """The split table of a product."""
+        return f"{self.folder(dataset, experiment, seed, 'split')}/{product}.parquet"
+
+    def base(self, dataset: str, experiment: str) -> str:
+        """The folder of the base that an experiment starts from."""
+        base = self.settings(dataset, experiment).base
+        return base.pretrained or f"results/base/{base.name}"
+
+    def base_named(self, name: str) -> Settings:
+        """The settings that a base of this name is built with."""
+        return next(settings for settings in self._settings.values() if settings.base.name == name)
+
+    def parameters(self, settings: Settings, *sections: str, stage: str | None = None) -> dict[str, Any]:
+        """The named sections as plain values, as a rule's params; with ``stage``, how that stage computes, too."""
+        content = {name: getattr(settings, name).model_dump(mode="json") for name in sections}
+        if stage:
+            content["compute"] = settings.compute.of(stage).model_dump(mode="json")
+        return content
+
+    def gpus(self, dataset: str, experiment: str) -> int:
+        """GPUs of one job that computes on the device."""
+        return int(self.settings(dataset, experiment).compute.device == "cuda")
+
+    def threads(self, dataset: str, experiment: str, stage: str) -> int:
+        """CPU threads of one job."""
+        return self.settings(dataset, experiment).compute.threads[stage]
+
+    def runs(self) -> list[tuple[str, str, int]]:
+        """Every (dataset, experiment, seed) that was asked for."""
+        return [
+            (dataset, experiment, seed)
+            for dataset in self.datasets
+            for experiment in self.config.experiments
+            for seed in self.config.seeds
+        ]
+
+    @functools.cache
+    def _readers(self) -> Any:
+        from seas.data import mvtec_ad
+
+        return {"mvtec_ad": mvtec_ad}
+
+    def products(self, dataset: str) -> list[str]:
+        """The products of a dataset that run, without opening an image.
+
+        Raises InputError when a wanted product is in no dataset.
+        """
+        known = self.all_products(dataset)
+        wanted = self.config.products
+        if wanted is None:
+            return known
+        everywhere = {product for name in self.datasets for product in self.all_products(name)}
+        for product in wanted:
+            if product not in everywhere:
+                raise InputError(f"products: '{product}' is in none of the datasets; known are {', '.join(sorted(everywhere))}")
+        return [product for product in known if product in wanted]
+
+    @functools.cache
+    def all_products(self, dataset: str) -> list[str]:
+        """All products of a dataset."""
+        file = self.datasets[dataset]
+        products = self._readers()[file.layout].list_products(file.root)
+        if not products:
+            raise InputError(f"{DATASETS / dataset}.yaml: the folder {file.root} holds no product (a folder with train/good in it)")
+        return products
+
+    def scopes(self, dataset: str, settings: Settings) -> list[str]:
+        """The scopes of the downstream models: "all" for one unified model, else the products' names."""
+        products = self.products(dataset)
+        unified = settings.downstream.scope == "unified" and products == self.all_products(dataset)
+        return ["all"] if unified else products
+
+    def products_of(self, dataset: str, scope: str) -> list[str]:
+        """The products of a downstream scope."""
+        return self.all_products(dataset) if scope == "all" else [scope]
+
+    def fingerprint(self, dataset: str, product: str) -> str:
+        """A hash of the names and sizes of a product's files."""
+        file = self.datasets[dataset]
+        return self._readers()[file.layout].fingerprint(file.root, product)
+
+    def reported_run(self, dataset: str, experiment: str, seed: int) -> dict[str, Any]:
+        """One run as the report reads it: what it is, and where its stages' results lie."""
+        settings = self.settings(dataset, experiment)
+
+        def folder(stage: str, product: str) -> str:
+            return f"{self.folder(dataset, experiment, seed, stage)}/{product}"
+
+        stages = ("generator", "rmp", "generation")
+        return {
+            "dataset": dataset,
+            "experiment": experiment,
+            "seed": seed,
+            "root": str(self.datasets[dataset].root),
+            "image_size": settings.data.image_size,
+            "fit": settings.data.fit,
+            "products": {
+                product: {
+                    "split": self.split(dataset, experiment, seed, product),
+                    **{stage: folder(stage, product) for stage in stages},
+                    "metrics": folder("metrics", product) + ".parquet",
+                }
+                for product in self.products(dataset)
+            },
+            "downstream": [
+                {
+                    "model": model,
+                    "trained_on": trained_on,
+                    "scope": scope,
+                    "folder": self.downstream(dataset, experiment, seed, model, trained_on, scope),
+                }
+                for model in settings.downstream.models
+                for trained_on in settings.downstream.trained_on
+                for scope in self.scopes(dataset, settings)
+            ],
+        }
+
+
+def load_workflow(files: Sequence[Path], **changes: Any) -> Workflow:
+    """The workflow's configuration as Snakemake would see it, for the command line.
+
+    Raises InputError for any fault in it.
+    """
+    content = read_yaml(Path("config/config.yaml"))
+    for file in files:
+        content = overlaid(content, read_yaml(file))
+    return Workflow(overlaid(content, changes))

@@ -1,0 +1,30 @@
+"""Settings of the data station: which photographs train, and how they are fitted to the networks."""
+
+from typing import Literal
+
+from seas.settings import StationSettings, setting
+
+INDEX_STAGE_VERSION = 1
+SPLIT_STAGE_VERSION = 1
+
+
+class DataSettings(StationSettings):
+    """The split and the fitting of the photographs (Sec. 4.1)."""
+
+    image_size: int = setting(512, "side of the square images of generator and RMP", unit="px", source="Sec. 4.1", ge=16, multiple_of=16)
+    fit: Literal["auto", "crop", "pad", "stretch"] = setting(
+        "auto",
+        "how a photograph becomes square; auto crops when its sides differ by less than 2 %, else pads and leaves the padding out of losses and scores",
+        source="ours; released code: crop",
+    )
+    shots: Literal["third"] | int = setting(
+        "third", "abnormal training shots of each type: a third of them, or a number", source="Sec. 4.1, Tab. 11"
+    )
+    normals: int = setting(60, "normal images that generator and RMP train on", unit="images", source="Sec. 4.1", ge=1)
+    augmentation: bool = setting(True, "turns by 90° and flips, one draw shared by an image, its mask and its normal", source="released code")
+    groups: str | None = setting(
+        None, "csv beside the products (columns: image, group) of images that must stay on one side of the split", source="ours"
+    )
+    train_only_small_types: bool = setting(
+        False, "a type with fewer than three images trains and is not tested, instead of being an error", source="ours"
+    )

@@ -1,0 +1,175 @@
+"""Photographs and masks: reading, fitting to a square, augmenting, writing."""
+
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile
+from torch import Tensor
+
+from seas.artifacts import writing_file
+from seas.errors import InputError
+
+NEARLY_SQUARE = 0.02
+"""Sides that differ by less than this share are cropped by ``auto``, others are padded."""
+
+
+class Fitted(NamedTuple):
+    """A photograph fitted to a square of side S: image uint8 (S, S, 3); mask and valid bool (S, S), valid False on padding."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    valid: np.ndarray
+
+
+def _opened(path: Path) -> Image.Image:
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(path)
+            image.load()
+        return image
+    except FileNotFoundError:
+        raise InputError(f"the image {path} does not exist") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as fault:
+        raise InputError(f"the image {path} cannot be read: {fault}") from None
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit and float pictures as 8-bit grey, scaled from the range of their type; others unchanged."""
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if values.max() > 255 else 255.0
+        return Image.fromarray((values.clip(0, top) * (255.0 / top)).round().astype(np.uint8))
+    return image
+
+
+def read_image(path: Path) -> np.ndarray:
+    """A photograph as uint8 (H, W, 3), RGB. Grey, palette, 16-bit and RGBA pictures are converted; alpha is dropped.
+
+    Raises InputError for a missing or broken file.
+    """
+    return np.asarray(_eight_bit(_opened(path)).convert("RGB"))
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """A mask as bool (H, W), True on the anomaly: every pixel that is not 0.
+
+    Raises InputError for a missing or broken file and for a mask with more than two values.
+    """
+    image = _opened(path)
+    values = np.asarray(image if image.mode in ("1", "L", "P") else _eight_bit(image).convert("L"))
+    found = np.unique(values)
+    if len(found) > 2 or (len(found) == 2 and found[0] != 0):
+        raise InputError(f"the mask {path} has {len(found)} values ({', '.join(map(str, found[:4]))}, …); a mask has 0 and one other")
+    return values != 0
+
+
+def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=None))
+
+
+def _resized_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Half of a pixel's area makes it anomalous; where that would leave nothing, any of it does."""
+    area = np.asarray(Image.fromarray(mask.astype(np.float32)).resize((width, height), Image.Resampling.BOX))
+    resized = area >= 0.5
+    return resized if resized.any() or not mask.any() else area >= max(area.max() * 0.5, 1e-6)
+
+
+class Placement(NamedTuple):
+    """Where a photograph of height × width lies in the fitted square: its resized size and the offset of its top left corner.
+
+    A negative offset cuts, a positive one pads.
+    """
+
+    height: int
+    width: int
+    top: int
+    left: int
+
+
+def placement(height: int, width: int, size: int, mode: str) -> Placement:
+    """How a photograph of height × width is fitted into a square of side ``size``.
+
+    crop: the short side becomes ``size``, the middle is kept; pad: the long side does; stretch: both;
+    auto: crop when the sides differ by less than 2 %, else pad.
+    """
+    if mode == "auto":
+        mode = "crop" if max(height, width) < (1 + NEARLY_SQUARE) * min(height, width) else "pad"
+    if mode == "stretch":
+        return Placement(size, size, 0, 0)
+    side = min(height, width) if mode == "crop" else max(height, width)
+    new_height, new_width = max(1, round(height * size / side)), max(1, round(width * size / side))
+    return Placement(new_height, new_width, (size - new_height) // 2, (size - new_width) // 2)
+
+
+def fit(image: np.ndarray, mask: np.ndarray, size: int, mode: str) -> Fitted:
+    """Fit a photograph uint8 (H, W, 3) and its mask bool (H, W) into a square; padding continues the border's colours."""
+    place = placement(*mask.shape, size, mode)
+    resized = _resized(image, place.height, place.width)
+    small = _resized_mask(mask, place.height, place.width)
+    if place.height > size or place.width > size:
+        rows, columns = slice(-place.top, size - place.top), slice(-place.left, size - place.left)
+        resized, small = resized[rows, columns], small[rows, columns]
+    top, left = max(place.top, 0), max(place.left, 0)
+    around = ((top, size - top - small.shape[0]), (left, size - left - small.shape[1]))
+    return Fitted(
+        np.pad(resized, (*around, (0, 0)), mode="edge"), np.pad(small, around), np.pad(np.ones_like(small), around)
+    )
+
+
+def load_fitted(root: Path, row: Any, size: int, mode: str) -> Fitted:
+    """The fitted photograph and mask of a row of the samples table (its ``image`` and ``mask``, relative to ``root``)."""
+    image = read_image(Path(root) / row.image)
+    mask = read_mask(Path(root) / row.mask) if row.mask else np.zeros(image.shape[:2], bool)
+    return fit(image, mask, size, mode)
+
+
+def valid_box(valid: np.ndarray) -> tuple[int, int, int, int]:
+    """The rectangle (top, left, height, width) in pixels of the part that is no padding."""
+    rows, columns = np.flatnonzero(valid.any(1)), np.flatnonzero(valid.any(0))
+    return int(rows[0]), int(columns[0]), int(rows[-1] - rows[0] + 1), int(columns[-1] - columns[0] + 1)
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """uint8 (..., H, W, 3) → float32 (..., 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, -3).float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """(..., 3, H, W) in [-1, 1] → uint8 (..., H, W, 3); values outside are clipped."""
+    return ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()
+
+
+def augment(array: np.ndarray, index: int) -> np.ndarray:
+    """One of the eight symmetries of the square, of an array (H, W) or (H, W, C): ``index % 4`` quarter turns, from 4 on mirrored first."""
+    turned = np.rot90(array[:, ::-1] if index >= 4 else array, index % 4)
+    return np.ascontiguousarray(turned)
+
+
+def draw_augmentation(rng: np.random.Generator) -> int:
+    """One of 0/90/180/270° and one of none/left-right/top-bottom, as the index of the symmetry that they make together."""
+    turns, flip = int(rng.integers(4)), int(rng.integers(3))
+    if flip == 0:
+        return turns
+    # A top-bottom flip is a left-right flip and half a turn.
+    return 4 + (turns + (2 if flip == 2 else 0)) % 4
+
+
+def shrink_mask(mask: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """(B, 1, H, W) → (B, 1, *size) by max pooling, so that an anomaly never vanishes."""
+    return torch.nn.functional.adaptive_max_pool2d(mask, size)
+
+
+def write_image(array: np.ndarray, path: Path) -> None:
+    """Write uint8 (H, W, 3) or (H, W) as a PNG."""
+    with writing_file(path) as partial:
+        Image.fromarray(array).save(partial, format="PNG", compress_level=3)
+
+
+def write_mask(mask: np.ndarray, path: Path) -> None:
+    """Write bool (H, W) as a PNG of 0 and 255."""
+    write_image(mask.astype(np.uint8) * 255, path)

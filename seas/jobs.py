@@ -1,0 +1,87 @@
+"""What surrounds one job of the workflow: its log, and faults told in one sentence."""
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from seas.errors import InputError
+
+
+class _Tee:
+    """A text stream that writes to several."""
+
+    def __init__(self, *streams: TextIO) -> None:
+        self._streams = streams
+
+    def write(self, text: str) -> int:
+        for stream in self._streams:
+            stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        for stream in self._streams:
+            stream.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+
+def fault_sentence(fault: BaseException) -> str | None:
+    """The sentence for a fault that is the user's to mend, or None for a fault of the program."""
+    if isinstance(fault, InputError):
+        return str(fault)
+    if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space is left on the disk{_at(fault)}; make room and start again, finished work is kept"
+    if isinstance(fault, OSError) and fault.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return f"no permission to write or read{_at(fault)}"
+    if "No space left on device" in str(fault):
+        return "no space is left on the disk; make room and start again, finished work is kept"
+    return None
+
+
+def _at(fault: OSError) -> str:
+    return f" at {fault.filename}" if fault.filename else ""
+
+
+@contextmanager
+def reporting_faults() -> Iterator[None]:
+    """End the program with one sentence on a fault of the user's input, for the command line."""
+    try:
+        yield
+    except Exception as fault:
+        sentence = fault_sentence(fault)
+        if sentence is None:
+            raise
+        print(f"seas: {sentence}", file=sys.stderr)
+        sys.exit(1)
+
+
+@contextmanager
+def job(log: str) -> Iterator[None]:
+    """Run a stage with its output on the screen and in ``log``.
+
+    A fault ends the job with one sentence on the screen; the traceback of an unexpected one is in the log.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    path = Path(log)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        stdout, stderr = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = _Tee(stdout, file), _Tee(stderr, file)
+        try:
+            yield
+        except Exception as fault:
+            sentence = fault_sentence(fault)
+            if sentence is None:
+                file.write(traceback.format_exc())
+                sentence = f"{type(fault).__name__}: {fault} (an error of the program; the traceback is in {path})"
+            print(f"seas: {sentence}", file=sys.stderr, flush=True)
+            # os._exit would lose buffered output; SystemExit leaves Snakemake's own wrapper no traceback to print.
+            sys.exit(1)
+        finally:
+            sys.stdout, sys.stderr = stdout, stderr

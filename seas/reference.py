@@ -1,0 +1,131 @@
+"""The configuration file of the paper, its JSON schema and the reference page, generated from the settings classes."""
+
+import json
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic.fields import FieldInfo
+
+from seas.artifacts import writing_file
+from seas.config import Config
+from seas.settings import StationSettings
+
+PAPER = {"datasets": ["mvtec_ad"]}
+"""What the paper's run adds to the defaults of the classes."""
+
+
+def write_reference(folder: Path) -> list[Path]:
+    """Write config.yaml, schema.json and README.md into ``folder``; gives their paths."""
+    texts = {"config.yaml": paper_config(), "schema.json": json_schema(), "README.md": reference_page()}
+    for name, text in texts.items():
+        with writing_file(folder / name) as partial:
+            partial.write_text(text)
+    return [folder / name for name in texts]
+
+
+def json_schema() -> str:
+    """The JSON schema of a configuration file, for editors."""
+    return json.dumps(Config.model_json_schema(), indent=1, sort_keys=True) + "\n"
+
+
+def paper_config() -> str:
+    """config/config.yaml: every setting with its default, its meaning, unit and source."""
+    config = Config(**PAPER)
+    lines = ["# The paper's run. Written by `seas settings` from the settings classes; change it there or lay a file over it."]
+    for name, field in Config.model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, StationSettings):
+            lines += ["", f"# {_first_line(type(value))}", f"{name}:", *_section(value, "  ")]
+        else:
+            lines += _entry(name, value, field, "")
+    return "\n".join(lines) + "\n"
+
+
+def _section(settings: StationSettings, indent: str) -> Iterator[str]:
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, StationSettings):
+            yield f"{indent}# {_first_line(type(value))}"
+            yield f"{indent}{name}:"
+            yield from _section(value, indent + "  ")
+        else:
+            yield from _entry(name, value, field, indent)
+
+
+def _entry(name: str, value: Any, field: FieldInfo, indent: str) -> list[str]:
+    plain = value.model_dump(mode="json") if isinstance(value, StationSettings) else _plain(value)
+    comment = textwrap.wrap(_meaning(field), 110 - len(indent))
+    return [*(f"{indent}# {line}" for line in comment), f"{indent}{name}: {_inline(plain)}"]
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def _inline(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...").strip()
+
+
+def _meaning(field: FieldInfo) -> str:
+    extra = field.json_schema_extra or {}
+    details = [f"in {extra['unit']}"] if "unit" in extra else []
+    details += [extra["source"]] if "source" in extra else []
+    return (field.description or "") + (f" ({'; '.join(details)})" if details else "")
+
+
+def _first_line(model: type[StationSettings]) -> str:
+    return (model.__doc__ or "").strip().splitlines()[0]
+
+
+def reference_page() -> str:
+    """config/README.md: a table of the settings of each station."""
+    lines = [
+        "# Settings",
+        "",
+        "Written by `seas settings` from the settings classes. `config.yaml` is the paper's run; `demo.yaml` is laid over it",
+        "for the small run on a CPU. A file of `datasets/` holds `root` and, where a dataset needs them, `settings` of its own;",
+        "a file of `experiments/` holds the parent that it `extends` and the `settings` that differ from the parent's.",
+        "The more particular wins: config < dataset < experiment.",
+        "",
+        "## What runs",
+        "",
+        *_table(Config, [name for name in Config.model_fields if name in ("datasets", "products", "experiments", "seeds")]),
+    ]
+    for name, field in Config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, StationSettings):
+            lines += ["", f"## {name}", "", _first_line(field.annotation), "", *_table(field.annotation)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(model: type[StationSettings], names: list[str] | None = None, prefix: str = "") -> list[str]:
+    rows = [] if prefix else ["| setting | default | allowed | meaning | source |", "|---|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        if names is not None and name not in names:
+            continue
+        if isinstance(field.annotation, type) and issubclass(field.annotation, StationSettings):
+            rows += _table(field.annotation, prefix=f"{prefix}{name}.")
+            continue
+        extra = field.json_schema_extra or {}
+        default = "required" if field.is_required() else _inline(_plain(field.get_default(call_default_factory=True)))
+        unit = f" [{extra['unit']}]" if "unit" in extra else ""
+        cells = (f"`{prefix}{name}`", f"`{default}`", _allowed(model, name), f"{field.description}{unit}", extra.get("source", ""))
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return rows
+
+
+def _allowed(model: type[StationSettings], name: str) -> str:
+    schema = model.model_json_schema()["properties"][name]
+    options = schema.get("anyOf", [schema])
+    return " or ".join(filter(None, (_allowed_values(option) for option in options)))
+
+
+def _allowed_values(schema: dict[str, Any]) -> str:
+    if "enum" in schema or "const" in schema:
+        return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    limits = " and ".join(f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema)
+    kind = {"integer": "whole number", "array": "list", "object": "mapping"}.get(schema.get("type", ""), schema.get("type", ""))
+    return f"{kind} {limits}".strip()

@@ -1,0 +1,50 @@
+"""Where each learned token looks in a generated image."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from torch.nn.functional import interpolate
+
+from seas.generator.attention import AttentionMaps, token_maps
+from seas.generator.pipeline import encode_prompts, tokenise
+from seas.generator.prompts import Prompts, token_ids, token_positions
+from seas.images import to_tensor
+from seas.seeding import torch_rng
+
+
+@torch.no_grad()
+def token_attention(
+    pipeline: StableDiffusionPipeline,
+    prompts: Prompts,
+    anomaly_type: str,
+    images: np.ndarray,
+    *,
+    layers: Sequence[int],
+    timestep: int,
+    seed: int,
+) -> np.ndarray:
+    """Cross-attention maps of a type's tokens in images of that type, uint8 (B, S, S, 3) → float (B, N + N', S, S).
+
+    The images are encoded, noised to ``timestep`` (of 1000) and shown to the U-Net once with the type's prompt.
+    A map is the softmax over the tokens (Eq. 2), in [0, 1], averaged over heads and ``layers`` (levels of the
+    encoder) and enlarged bilinearly. The N anomaly tokens come first, then the N' normal tokens.
+    """
+    prompt = prompts.abnormal(anomaly_type)
+    tokens = [*prompts.anomaly_tokens[anomaly_type], *prompts.normal_tokens]
+    positions = token_positions(tokenise(pipeline, [prompt])[0].tolist(), token_ids(pipeline.tokenizer, tokens))
+
+    latents = pipeline.vae.encode(to_tensor(images)).latent_dist.mean * pipeline.vae.config.scaling_factor
+    noise = torch.randn(latents.shape, generator=torch_rng(seed, "report", "attention", prompts.product, anomaly_type))
+    steps = pipeline.scheduler.config.num_train_timesteps
+    timesteps = torch.full((len(latents),), timestep * steps // 1000)
+    noisy = pipeline.scheduler.add_noise(latents, noise, timesteps)
+
+    recorder = AttentionMaps(pipeline.unet, layers)
+    pipeline.unet(noisy, timesteps, encode_prompts(pipeline, [prompt] * len(latents)))
+    maps = recorder.read(*latents.shape[2:])
+    recorder.remove()
+    index = torch.tensor([positions] * len(latents))
+    enlarged = [interpolate(token_maps(m, index), images.shape[1:3], mode="bilinear") for m in maps.values()]
+    return torch.stack(enlarged).mean(dim=0).numpy()

@@ -1,0 +1,309 @@
+"""The parts of the page: what one experiment on one dataset gave, in tables, sentences and pictures."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from seas.artifacts import read_manifest, read_table
+from seas.generator.pipeline import load_pipeline
+from seas.generator.prompts import Prompts
+from seas.images import load_fitted, read_image, read_mask
+from seas.report.attention import token_attention
+from seas.report.figures import (
+    ARM_LABELS,
+    SheetRow,
+    arms_chart,
+    arms_in_order,
+    contact_sheet,
+    loss_curves,
+    precision_recall,
+)
+from seas.report.page import Block, Part, Picture
+from seas.report.runs import ProductResults, ReportedRun
+from seas.report.settings import ReportSettings
+from seas.report.tables import MISSING, TextTable, beside_paper, metric_label, over_seeds, shown, wide
+
+PAPER_EXTRACTORS = ("inception_v3", "vgg16")
+PAPER_IMAGE_SIZE = 512
+ARM_METRICS = (("pixel", "ap"), ("pixel", "iou"))
+
+
+def overview(runs: Sequence[ReportedRun]) -> TextTable:
+    """What ran, one row for each experiment on each dataset."""
+    rows = []
+    for seeds in grouped(runs):
+        run = seeds[0]
+        arms = arms_in_order(pd.Series([arm.trained_on for arm in run.downstream], dtype=str))
+        rows.append(
+            [
+                run.dataset,
+                run.experiment,
+                ", ".join(str(seed.seed) for seed in seeds),
+                ", ".join(run.products),
+                f"{run.image_size} px, {run.fit}",
+                ", ".join(sorted({arm.model for arm in run.downstream})),
+                ", ".join(ARM_LABELS.get(arm, arm) for arm in arms),
+            ]
+        )
+    return TextTable(["dataset", "experiment", "seeds", "products", "images", "tested with", "trained on"], rows)
+
+
+def grouped(runs: Sequence[ReportedRun]) -> list[list[ReportedRun]]:
+    """The runs of each dataset and experiment, by seed, in the order in which they were given."""
+    groups: dict[tuple[str, str], list[ReportedRun]] = {}
+    for run in runs:
+        groups.setdefault((run.dataset, run.experiment), []).append(run)
+    return [sorted(seeds, key=lambda run: run.seed) for seeds in groups.values()]
+
+
+def part_of(
+    seeds: Sequence[ReportedRun], results: pd.DataFrame, settings: ReportSettings, drawn: dict[Path, str], figures: Path
+) -> Part:
+    """One experiment on one dataset; its figures are written into the folder ``figures``.
+
+    Pictures of single images and the losses are those of the first seed. ``drawn`` maps each folder of
+    generated pairs that an earlier part shows to that part's title: an experiment that only changes what
+    comes later has its parent's pairs.
+    """
+    run = seeds[0]
+    own = results[(results.dataset == run.dataset) & (results.experiment == run.experiment)]
+    title = f"{run.dataset}: {run.experiment}"
+    blocks = [
+        _pairs(run, title, settings, drawn, figures),
+        _generation_metrics(own),
+        *_arms(own, figures),
+        *_curves(seeds, figures),
+        *_paper(own),
+        _losses(run, figures),
+        Block("Settings", table=_settings(run), folded=True),
+    ]
+    return Part(title, f"{run.dataset}-{run.experiment}", blocks)
+
+
+def limits(runs: Sequence[ReportedRun], results: pd.DataFrame) -> list[str]:
+    """What the numbers do not say, in plain sentences."""
+    sentences = [
+        "The pairs shown are the first of each type, not chosen ones; the tables count all of them.",
+        "IoU uses the threshold of the best F1 on the test images, IoU (oracle) the best threshold of each image: "
+        "both know the truth, an inspector does not.",
+        "Attention maps are stretched over their own range; the number in each is its maximum (1: all attention).",
+    ]
+    sizes = sorted({run.image_size for run in runs if run.image_size != PAPER_IMAGE_SIZE})
+    if sizes:
+        pixels = ", ".join(str(size) for size in sizes)
+        sentences.append(
+            f"Images have {pixels} pixels a side, the paper's {PAPER_IMAGE_SIZE}; such numbers say little beside its."
+        )
+    if any(len(seeds) == 1 for seeds in grouped(runs)):
+        sentences.append("An experiment with one seed cannot tell a small difference from chance.")
+    if _stand_ins(results):
+        sentences.append(_stand_in_sentence(results))
+    return sentences
+
+
+def counts(run: ReportedRun) -> TextTable:
+    """How many images of each type there are, and what became of the masks. Areas are medians."""
+    headings = ["product", "type", "real shots", "test images", "generated"]
+    headings += ["empty masks", "drawn again", "area of real defects", "of generated"]
+    rows = []
+    for product, results in run.products.items():
+        split, images = read_table(results.split), read_table(results.generation / "images.parquet")
+        for name in split.loc[split.role == "shot"].sort_values("type_index").type.unique():
+            shots = split[(split.type == name) & (split.role == "shot")]
+            tests = split[(split.type == name) & (split.role == "test")]
+            pairs = images[images.type == name]
+            numbers = len(shots), len(tests), len(pairs), (pairs.anomaly_pixels == 0).sum(), (pairs.draws > 1).sum()
+            real_area = (shots.anomaly_pixels / (shots.width * shots.height)).median()
+            generated_area = (pairs.anomaly_pixels / run.image_size**2).median()
+            areas = (f"{100 * area:.2f} %" for area in (real_area, generated_area))
+            rows.append([product, name, *map(str, numbers), *areas])
+        good = split[split.type == "good"]
+        numbers = (good.role == "normal").sum(), (good.role == "test").sum(), (images.type == "good").sum()
+        rows.append([product, "good", *map(str, numbers), *[MISSING] * 4])
+    return TextTable(headings, rows)
+
+
+def _pairs(run: ReportedRun, title: str, settings: ReportSettings, drawn: dict[Path, str], figures: Path) -> Block:
+    pictures, elsewhere = [], {}
+    for product, results in run.products.items():
+        folder = results.generation.resolve()
+        if folder in drawn:
+            elsewhere[product] = drawn[folder]
+            continue
+        drawn[folder] = title
+        path = figures / f"pairs_{product}.png"
+        rows, tokens = _sheet_rows(run, results, settings)
+        contact_sheet(rows, tokens, path)
+        caption = (
+            f"{product}: a training shot, a generated image, the outline of its mask, and where each token looks "
+            f"(at timestep {settings.attention_timestep}). A row's shot and its pair have only the type in common."
+        )
+        pictures.append(Picture(path, caption, photographs=True))
+    sentences = [f"Pictures of seed {run.seed}. Areas are medians, as shares of the image."]
+    sentences += [f"The pairs of {product} are those of {title}." for product, title in elsewhere.items()]
+    return Block("Generated pairs", sentences, counts(run), pictures)
+
+
+def _sheet_rows(
+    run: ReportedRun, results: ProductResults, settings: ReportSettings
+) -> tuple[list[SheetRow], list[str]]:
+    split = read_table(results.split)
+    images = read_table(results.generation / "images.parquet")
+    layers = read_manifest(results.generator)["settings"]["generator"]["attention_layers"]
+    pipeline, prompts = load_pipeline(results.generator), Prompts.load(results.generator)
+    rows = []
+    for name in prompts.types:
+        pairs = images[images.type == name].sort_values("index").head(settings.examples_per_type)
+        if pairs.empty:
+            continue
+        generated = np.stack([read_image(results.generation / image) for image in pairs.image])
+        masks = [read_mask(results.generation / mask) for mask in pairs["mask"]]
+        shots = split[(split.role == "shot") & (split.type == name)].head(len(pairs))
+        real = [load_fitted(run.root, shot, run.image_size, run.fit).image for shot in shots.itertuples()]
+        real += [None] * (len(pairs) - len(real))
+        attention = token_attention(
+            pipeline, prompts, name, generated, layers=layers, timestep=settings.attention_timestep, seed=run.seed
+        )
+        rows += [SheetRow(name, *cells) for cells in zip(real, generated, masks, attention, strict=True)]
+    anomaly = [f"<df> {number}" for number in range(1, len(prompts.anomaly_tokens[prompts.types[0]]) + 1)]
+    normal = [f"<ob> {number}" for number in range(1, len(prompts.normal_tokens) + 1)]
+    return rows, anomaly + normal
+
+
+def _generation_metrics(results: pd.DataFrame) -> Block:
+    generation = over_seeds(results[results.level == "generation"])
+    sentences = ["Higher is better for IS and IC-LPIPS, lower for KID."]
+    if _stand_ins(generation):
+        sentences.append(_stand_in_sentence(generation))
+    names = {"product": "product", "method": "method", "extractor": "features"}
+    return Block("Quality and diversity of the generated images", sentences, wide(generation, names))
+
+
+def _stand_ins(results: pd.DataFrame) -> list[str]:
+    used = results.loc[results.level == "generation", "extractor"]
+    return sorted(name for name in set(used) if not name.startswith(PAPER_EXTRACTORS))
+
+
+def _stand_in_sentence(results: pd.DataFrame) -> str:
+    return (
+        f"Generation metrics were computed with {', '.join(_stand_ins(results))} instead of the paper's networks: "
+        "they compare runs of this project with each other, not with the paper."
+    )
+
+
+def _arms(results: pd.DataFrame, figures: Path) -> Iterator[Block]:
+    detection = results[results.level != "generation"]
+    for model, scores in detection.groupby("model"):
+        path = figures / f"arms_{model}.png"
+        arms_chart(scores, ARM_METRICS, path)
+        picture = Picture(path, f"{model} on the test images: a dot is one seed, a bar their mean.")
+        means = over_seeds(scores)
+        means = means.assign(trained_on=means.trained_on.map(lambda arm: ARM_LABELS.get(arm, arm)))
+        table = wide(means, {"product": "product", "trained_on": "trained on"})
+        explained = "All values in per cent, on the split's test images. ± is the standard deviation over seeds."
+        yield Block(f"What the generated pairs are worth: {model}", [explained, *worth(scores)], table, [picture])
+
+
+def worth(scores: pd.DataFrame) -> list[str]:
+    """The gain in pixel AP of the generated pairs over each other arm, in sentences.
+
+    ``scores`` are rows of the result table of one model: the mean over products counts where there is one.
+    """
+    pixel_ap = scores[(scores.level == "pixel") & (scores.metric == "ap")]
+    if (pixel_ap["product"] == "").any():
+        pixel_ap = pixel_ap[pixel_ap["product"] == ""]
+    by_seed = pixel_ap.pivot_table(index="seed", columns="trained_on", values="value")
+    sentences = []
+    for arm in [arm for arm in arms_in_order(pixel_ap.trained_on) if arm != "generated" and "generated" in by_seed]:
+        gains = (by_seed["generated"] - by_seed[arm]).dropna()
+        text = f"Generated pairs against {ARM_LABELS.get(arm, arm)}: {gains.mean():+.2f} points of pixel AP"
+        if len(gains) == 1:
+            sentences.append(f"{text}, from one seed.")
+        else:
+            sentences.append(f"{text}, from {len(gains)} seeds ({gains.min():+.2f} to {gains.max():+.2f}).")
+    return sentences
+
+
+def _curves(seeds: Sequence[ReportedRun], figures: Path) -> Iterator[Block]:
+    tables = [
+        read_table(arm.folder / "curves.parquet").assign(model=arm.model, trained_on=arm.trained_on, seed=run.seed)
+        for run in seeds
+        for arm in run.downstream
+    ]
+    if not tables:
+        return
+    pictures = []
+    for (model, product), curves in pd.concat(tables).groupby(["model", "product"]):
+        path = figures / f"curves_{model}_{product}.png"
+        precision_recall(curves, path)
+        pictures.append(Picture(path, f"{product}, {model}: precision and recall on the test images."))
+    yield Block("Precision and recall", pictures=pictures)
+
+
+def _paper(results: pd.DataFrame) -> Iterator[Block]:
+    compared = comparable_with_paper(results)
+    if compared.empty:
+        return
+    sentences = [
+        "Only numbers that the paper prints for the same product, method, model and metric. A mean over products "
+        "appears when all products of the paper ran. The paper's IoU is each image's best, our IoU (oracle)."
+    ]
+    yield Block("Beside the paper", sentences, paper_table(compared), folded=len(compared) > 40)
+
+
+def comparable_with_paper(results: pd.DataFrame) -> pd.DataFrame:
+    """``beside_paper`` of the results that were computed with the paper's networks."""
+    stand_in = (results.level == "generation") & results.extractor.isin(_stand_ins(results))
+    return beside_paper(over_seeds(results[~stand_in]))
+
+
+def paper_table(compared: pd.DataFrame) -> TextTable:
+    """The comparison as it is shown."""
+    rows = [
+        [
+            row.product or "mean",
+            row.method,
+            row.model or MISSING,
+            metric_label(row.level, row.metric),
+            shown(row.value, row.spread),
+            shown(row.paper),
+            f"{row.difference:+.2f}",
+            str(row.paper_table),
+        ]
+        for row in compared.itertuples()
+    ]
+    return TextTable(["product", "method", "model", "metric", "here", "paper", "difference", "table"], rows)
+
+
+def _losses(run: ReportedRun, figures: Path) -> Block:
+    pictures = []
+    for product, results in run.products.items():
+        path = figures / f"losses_{product}.png"
+        trainers = {"generator": results.generator, "mask branch (RMP)": results.rmp}
+        loss_curves({name: read_table(folder / "losses.parquet") for name, folder in trainers.items()}, path)
+        pictures.append(Picture(path, f"{product}: losses of seed {run.seed}, as recorded and as a running mean."))
+    return Block("Training", pictures=pictures)
+
+
+def _settings(run: ReportedRun) -> TextTable:
+    folders = [
+        folder for results in run.products.values() for folder in (results.generator, results.rmp, results.generation)
+    ]
+    values: dict[str, str] = {}
+    for folder in [*folders, *(arm.folder for arm in run.downstream)]:
+        manifest = read_manifest(folder)
+        for section, content in manifest["settings"].items():
+            values.update(_flat(content, f"{section} of {manifest['stage']}" if section == "compute" else section))
+    return TextTable(["setting", "value"], [[name, value] for name, value in sorted(values.items())])
+
+
+def _flat(settings: Any, name: str) -> dict[str, str]:
+    if isinstance(settings, dict):
+        inner = [_flat(value, f"{name}.{key}") for key, value in settings.items()]
+        return {key: value for part in inner for key, value in part.items()}
+    if isinstance(settings, str) and PurePath(settings).is_absolute():
+        settings = PurePath(settings).name
+    return {name: str(settings)}

@@ -1,0 +1,55 @@
+"""What the report is about: the finished runs and where their results lie."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ProductResults:
+    """The results of one product of a run: folders, and the tables ``split`` and ``metrics``."""
+
+    split: Path
+    generator: Path
+    rmp: Path
+    generation: Path
+    metrics: Path
+
+
+@dataclass(frozen=True)
+class DownstreamResults:
+    """One trained and scored downstream model. ``trained_on`` names its arm, ``scope`` its products."""
+
+    model: str
+    trained_on: str
+    scope: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class ReportedRun:
+    """One experiment on one dataset with one seed. ``root`` is the folder of the dataset's photographs."""
+
+    dataset: str
+    experiment: str
+    seed: int
+    root: Path
+    image_size: int
+    fit: str
+    products: dict[str, ProductResults]
+    downstream: list[DownstreamResults]
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "ReportedRun":
+        """A run from what Snakemake hands over: the same names, with nested mappings and paths as text.
+
+        Raises TypeError when a name is missing or unknown.
+        """
+        products = {
+            product: ProductResults(**{name: Path(path) for name, path in results.items()})
+            for product, results in plain["products"].items()
+        }
+        downstream = [DownstreamResults(**{**arm, "folder": Path(arm["folder"])}) for arm in plain["downstream"]]
+        changed = {"root": Path(plain["root"]), "products": products, "downstream": downstream}
+        return cls(**{**plain, **changed})

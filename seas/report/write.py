@@ -1,0 +1,59 @@
+"""The report's stage: everything that ran, as one table, one file of metrics, figures and one HTML page."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from seas.artifacts import Provenance, write_json, write_table, writing_file, writing_folder
+from seas.report.page import Part, render
+from seas.report.parts import comparable_with_paper, grouped, limits, overview, paper_table, part_of
+from seas.report.runs import ReportedRun
+from seas.report.settings import STAGE_VERSION, ReportSettings
+from seas.report.tables import collect, markdown, metrics
+
+
+def write_report(runs: Sequence[ReportedRun], settings: ReportSettings, *, output: Path, metrics_json: Path) -> None:
+    """Write the report's folder and the file of all metrics.
+
+    The folder holds index.html (nothing outside it is needed), tables/results.parquet (one row a number),
+    the page's tables in Markdown, tables/beside_paper.parquet and figures/.
+
+    Raises InputError when a result is missing or damaged.
+    """
+    provenance = Provenance.of(
+        "report", STAGE_VERSION, {"report": settings.model_dump(mode="json")}, None, _inputs(runs)
+    )
+    results = collect(runs)
+    with writing_folder(output, provenance) as folder:
+        drawn: dict[Path, str] = {}
+        parts = [
+            part_of(seeds, results, settings, drawn, folder / "figures" / seeds[0].dataset / seeds[0].experiment)
+            for seeds in grouped(runs)
+        ]
+        write_table(results, folder / "tables" / "results.parquet")
+        compared = comparable_with_paper(results)
+        write_table(compared, folder / "tables" / "beside_paper.parquet")
+        _write_text(markdown(paper_table(compared)), folder / "tables" / "beside_paper.md")
+        for part in parts:
+            _write_text(_part_in_markdown(part), folder / "tables" / f"{part.anchor}.md")
+        _write_text(render(overview(runs), parts, limits(runs, results)), folder / "index.html")
+    write_json(metrics(results), metrics_json)
+
+
+def _inputs(runs: Sequence[ReportedRun]) -> Mapping[str, Path]:
+    inputs = {}
+    for run in runs:
+        name = f"{run.dataset}/{run.experiment}/seed{run.seed}"
+        for product, results in run.products.items():
+            inputs |= {f"{name}/{product}/{stage}": path for stage, path in vars(results).items()}
+        inputs |= {f"{name}/{arm.model}/{arm.trained_on}/{arm.scope}": arm.folder for arm in run.downstream}
+    return inputs
+
+
+def _part_in_markdown(part: Part) -> str:
+    blocks = [f"## {block.heading}\n\n{markdown(block.table)}" for block in part.blocks if block.table]
+    return f"# {part.title}\n\n" + "\n".join(blocks)
+
+
+def _write_text(text: str, path: Path) -> None:
+    with writing_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -1,0 +1,138 @@
+"""The training loop that all trainers share: interruptible, resumable bit for bit, with progress and losses."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from seas.artifacts import writing_file
+from seas.errors import InputError
+from seas.settings import ComputeSettings
+
+CHECKPOINT = "checkpoint.safetensors"
+SECONDS_BETWEEN_PROGRESS_LINES = 5.0
+
+
+def prepare_device(compute: ComputeSettings) -> torch.device:
+    """Set the number of threads and give the device.
+
+    Raises InputError when CUDA is asked for and there is none.
+    """
+    torch.set_num_threads(compute.threads)
+    if compute.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("compute.device is 'cuda', but this machine has no usable GPU; set compute.device to 'cpu'")
+    return torch.device(compute.device)
+
+
+def autocast(compute: ComputeSettings) -> AbstractContextManager:
+    """The autocast context of the wanted precision."""
+    if compute.precision == "bf16":
+        return torch.autocast(compute.device, torch.bfloat16)
+    return nullcontext()
+
+
+def progress(items: Sequence | range, label: str, done: int = 0) -> Iterator:
+    """Iterate over ``items`` and print a progress bar as a line every few seconds.
+
+    Lines, not a bar redrawn in place: several stages run beside each other on one screen.
+    ``done`` counts what an earlier run had finished before these items.
+    """
+    total, started, last = done + len(items), time.monotonic(), time.monotonic()
+    for number, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_PROGRESS_LINES or number == len(items):
+            last = now
+            meter = tqdm.format_meter(done + number, total, now - started, ncols=90, prefix=label, initial=done)
+            print(meter, flush=True)
+
+
+def train(
+    update: Callable[[int], Mapping[str, Tensor]],
+    updates: int,
+    state: Mapping[str, nn.Module | Optimizer],
+    *,
+    working: Path,
+    label: str,
+    checkpoint_every: int,
+    tensorboard: Path | None = None,
+    record_every: int = 10,
+) -> pd.DataFrame:
+    """Call ``update(step)`` for each step not yet done and give the recorded losses.
+
+    ``update`` does one optimizer update and gives its losses as detached scalars; all its random
+    draws come from ``seas.seeding`` with the step among the parts. ``state`` names every module and
+    optimizer that it changes. A checkpoint in ``working`` continues an interrupted run; because the
+    draws depend on the step alone, the resumed run equals the uninterrupted one bit for bit on a CPU.
+
+    Returns a table with the columns step and one for each loss (mean over the ``record_every``
+    updates that end at step).
+    """
+    checkpoint = working / CHECKPOINT
+    first, records = _load_checkpoint(checkpoint, state)
+    if first:
+        print(f"{label}: continues at update {first} of {updates}", flush=True)
+    writer = SummaryWriter(str(tensorboard), purge_step=first) if tensorboard else None
+    since: list[Mapping[str, Tensor]] = []
+    for step in progress(range(first, updates), label, done=first):
+        since.append(update(step))
+        end = step + 1
+        if end % record_every == 0 or end == updates:
+            means = {name: float(torch.stack([losses[name] for losses in since]).mean()) for name in since[0]}
+            since = []
+            if not all(torch.isfinite(torch.tensor(list(means.values())))):
+                raise InputError(f"{label}: the loss is not finite at update {end} ({means}); lower the learning rate")
+            records.append({"step": end, **means})
+            if writer:
+                for name, value in means.items():
+                    writer.add_scalar(name, value, end)
+        if end % checkpoint_every == 0 and end % record_every == 0 and end < updates:
+            _save_checkpoint(checkpoint, state, end, records)
+    if writer:
+        writer.close()
+    return pd.DataFrame(records)
+
+
+def _save_checkpoint(path: Path, state: Mapping[str, nn.Module | Optimizer], step: int, records: list[dict]) -> None:
+    tensors: dict[str, Tensor] = {}
+    groups = {}
+    for name, part in state.items():
+        if isinstance(part, nn.Module):
+            entries = part.state_dict().items()
+        else:
+            saved = part.state_dict()
+            groups[name] = saved["param_groups"]
+            entries = [(f"{index}.{key}", value) for index, slots in saved["state"].items() for key, value in slots.items()]
+        tensors |= {f"{name}/{key}": value.detach().cpu().contiguous().clone() for key, value in entries}
+    metadata = {"step": str(step), "records": json.dumps(records), "groups": json.dumps(groups)}
+    with writing_file(path) as partial:
+        save_file(tensors, partial, metadata)
+
+
+def _load_checkpoint(path: Path, state: Mapping[str, nn.Module | Optimizer]) -> tuple[int, list[dict]]:
+    if not path.exists():
+        return 0, []
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        groups = json.loads(metadata["groups"])
+        for name, part in state.items():
+            entries = {key[len(name) + 1 :]: file.get_tensor(key) for key in file.keys() if key.startswith(name + "/")}
+            if isinstance(part, nn.Module):
+                part.load_state_dict(entries)
+            else:
+                slots: dict[int, dict[str, Tensor]] = {}
+                for key, value in entries.items():
+                    index, slot = key.split(".", 1)
+                    slots.setdefault(int(index), {})[slot] = value
+                part.load_state_dict({"state": slots, "param_groups": groups[name]})
+    return int(metadata["step"]), json.loads(metadata["records"])

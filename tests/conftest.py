@@ -1,0 +1,73 @@
+"""What the tests share: a tiny base with random weights, a tiny dataset, and the photographs where they are."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from seas.base.corpus import vocabulary
+from seas.base.model import build_base
+from seas.base.settings import BaseSettings
+from seas.data.index import index_product, split_product
+from seas.data.miniature import write_miniature
+from seas.data.settings import DataSettings
+
+REPOSITORY = Path(__file__).parent.parent
+TINY_BASE = {
+    "name": "tiny",
+    "pretrained": None,
+    "image_size": 32,
+}
+
+
+class Miniature(NamedTuple):
+    """One indexed and split product of the miniature dataset."""
+
+    root: Path
+    product: str
+    data: DataSettings
+    split: Path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Equality is bitwise for one number of threads; the tests use one."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory) -> Path:
+    """A Stable-Diffusion-shaped pipeline for 32 px with random weights."""
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    build_base(BaseSettings(**TINY_BASE), vocabulary()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def miniature_root(tmp_path_factory) -> Path:
+    """A small miniature dataset of 48-px images."""
+    root = tmp_path_factory.mktemp("data") / "miniature"
+    write_miniature(root, seed=0, size=48, normals=10, test_normals=4, abnormal=6)
+    return root
+
+
+@pytest.fixture(scope="session")
+def miniature(miniature_root, tmp_path_factory) -> Miniature:
+    """The miniature's object, indexed and split, fitted to 32 px."""
+    product = "washer"
+    folder = tmp_path_factory.mktemp("tables")
+    data = DataSettings(image_size=32, normals=6)
+    index_product(miniature_root, "mvtec_ad", product, output=folder / "index.parquet")
+    split_product(folder / "index.parquet", data, 0, root=miniature_root, output=folder / "split.parquet")
+    return Miniature(miniature_root, product, data, folder / "split.parquet")
+
+
+@pytest.fixture(scope="session")
+def photographs() -> Path:
+    """The folder of real defect photographs; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("SEAS_SHARED_DATA", REPOSITORY / "../shared/data"))
+    if not folder.is_dir():
+        pytest.skip(f"the photographs are not at {folder}; SEAS_SHARED_DATA names their folder")
+    return folder.resolve()

@@ -1,0 +1,101 @@
+"""Artifacts: whole or absent, and carrying what they are made of."""
+
+import errno
+import json
+
+import pandas as pd
+import pytest
+
+from seas.artifacts import (
+    Provenance,
+    read_manifest,
+    read_table,
+    sha256,
+    working_folder,
+    write_json,
+    write_table,
+    writing_file,
+    writing_folder,
+)
+from seas.errors import InputError
+
+ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+MADE = Provenance("stage", 1, {"a": 1}, 0, {})
+
+
+def make(path, provenance=MADE, content="abc"):
+    with writing_folder(path, provenance) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "file.txt").write_text(content)
+
+
+def test_sha256_of_a_file_is_the_standards(tmp_path):
+    (tmp_path / "f").write_bytes(b"abc")
+    assert sha256(tmp_path / "f") == ABC
+
+
+def test_manifest_is_a_function_of_the_inputs_alone(tmp_path):
+    make(tmp_path / "one")
+    make(tmp_path / "two")
+    assert (tmp_path / "one/manifest.json").read_bytes() == (tmp_path / "two/manifest.json").read_bytes()
+    manifest = read_manifest(tmp_path / "one")
+    assert manifest["content"] == {"sub/file.txt": ABC}
+    assert "wall_seconds" in json.loads((tmp_path / "one/run.json").read_text())
+
+
+def test_a_folder_input_is_hashed_by_its_manifest(tmp_path):
+    make(tmp_path / "one")
+    make(tmp_path / "other", content="abd")
+    hashes = Provenance.of("s", 1, {}, 0, {"a": tmp_path / "one", "b": tmp_path / "other"}).inputs
+    assert hashes["a"] == sha256(tmp_path / "one/manifest.json")
+    assert hashes["a"] != hashes["b"]
+
+
+def test_a_failed_writer_leaves_what_was_there(tmp_path):
+    make(tmp_path / "out")
+    before = (tmp_path / "out/manifest.json").read_bytes()
+    with pytest.raises(OSError), writing_folder(tmp_path / "out", MADE) as folder:
+        (folder / "half").write_text("x")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert (tmp_path / "out/manifest.json").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_failed_file_leaves_what_was_there(tmp_path):
+    path = tmp_path / "table.json"
+    write_json({"a": 1}, path)
+    with pytest.raises(RuntimeError), writing_file(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_working_folder_keeps_the_same_work_and_forgets_other_work(tmp_path):
+    out = tmp_path / "out"
+    folder = working_folder(out, MADE)
+    (folder / "piece").write_text("1")
+    assert (working_folder(out, MADE) / "piece").exists()
+    other = Provenance("stage", 1, {"a": 2}, 0, {})
+    assert not (working_folder(out, other) / "piece").exists()
+    make(out, other)
+    assert not folder.exists()
+
+
+def test_table_round_trip_and_faults(tmp_path):
+    table = pd.DataFrame({"a": [1, 2], "b": ["x", ""]})
+    write_table(table, tmp_path / "t.parquet")
+    pd.testing.assert_frame_equal(read_table(tmp_path / "t.parquet"), table)
+    (tmp_path / "bad.parquet").write_bytes(b"not parquet")
+    with pytest.raises(InputError, match="bad.parquet cannot be read"):
+        read_table(tmp_path / "bad.parquet")
+    with pytest.raises(InputError, match="gone.parquet does not exist"):
+        read_table(tmp_path / "gone.parquet")
+
+
+def test_damaged_manifest_is_named(tmp_path):
+    with pytest.raises(InputError, match="is not a finished artifact"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match="manifest.json is damaged"):
+        read_manifest(tmp_path)

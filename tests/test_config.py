@@ -1,0 +1,152 @@
+"""The configuration: what is refused, what is laid over what, and whose folder a stage is."""
+
+import pytest
+import yaml
+
+from seas.config import Config, Workflow, overlaid, read_experiment, validated
+from seas.errors import InputError
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty repository with two datasets and a few experiments, as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for product in ("bolt", "nut"):
+        (tmp_path / "photos" / product / "train" / "good").mkdir(parents=True)
+        (tmp_path / "photos" / product / "test" / "good").mkdir(parents=True)
+    files = {
+        "datasets/mine.yaml": {"root": "photos"},
+        "datasets/other.yaml": {"root": "photos", "settings": {"generation": {"guidance": 2}}},
+        "experiments/seas.yaml": {},
+        "experiments/tau.yaml": {"extends": "seas", "settings": {"generation": {"threshold": 0.3}}},
+        "experiments/mrm.yaml": {"extends": "seas", "settings": {"rmp": {"learning_rate": 0.001}}},
+        "experiments/mrm_tau.yaml": {"extends": "mrm", "settings": {"generation": {"threshold": 0.3}}},
+        "experiments/same.yaml": {"extends": "seas"},
+        "experiments/scores.yaml": {"extends": "seas", "settings": {"downstream": {"updates": 7}}},
+    }
+    for name, content in files.items():
+        path = tmp_path / "config" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(content))
+    read_experiment.cache_clear()
+    yield tmp_path
+    read_experiment.cache_clear()
+
+
+def flow(**changes):
+    return Workflow(overlaid({"datasets": ["mine"], "base": {"name": "b", "pretrained": None}}, changes))
+
+
+ALL = {"experiments": ["seas", "tau", "mrm", "mrm_tau", "same", "scores"]}
+
+
+@pytest.mark.parametrize(
+    ("experiment", "stage", "owner"),
+    [
+        ("seas", "generation", "seas"),
+        ("tau", "split", "seas"),
+        ("tau", "generator", "seas"),
+        ("tau", "rmp", "seas"),
+        ("tau", "generation", "tau"),
+        ("tau", "metrics", "tau"),
+        ("tau", "crop_and_paste", "seas"),
+        ("tau", "downstream/real", "seas"),
+        ("tau", "downstream/crop_and_paste", "seas"),
+        ("tau", "downstream/generated", "tau"),
+        ("mrm", "generator", "seas"),
+        ("mrm", "rmp", "mrm"),
+        ("mrm_tau", "generator", "seas"),
+        ("mrm_tau", "rmp", "mrm"),
+        ("mrm_tau", "generation", "mrm_tau"),
+        ("same", "downstream/generated", "seas"),
+        ("scores", "metrics", "seas"),
+        ("scores", "downstream/real", "scores"),
+    ],
+)
+def test_a_stage_with_the_parents_settings_is_the_parents_folder(project, experiment, stage, owner):
+    assert flow(**ALL).owner("mine", experiment, stage) == owner
+
+
+def test_the_more_particular_file_wins(project):
+    workflow = flow(datasets=["mine", "other"], experiments=["tau"], generation={"guidance": 5, "threshold": 0.4})
+    assert workflow.settings("mine", "seas").generation.guidance == 5
+    assert workflow.settings("other", "seas").generation.guidance == 2
+    assert workflow.settings("other", "tau").generation.threshold == 0.3
+
+
+def test_all_products_are_one_scope_and_a_choice_is_single_scopes(project):
+    whole, chosen = flow(), flow(products=["nut"])
+    assert whole.scopes("mine", whole.settings("mine", "seas")) == ["all"]
+    assert chosen.products("mine") == ["nut"]
+    assert chosen.scopes("mine", chosen.settings("mine", "seas")) == ["nut"]
+    assert chosen.products_of("mine", "all") == ["bolt", "nut"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"generator": {"unet_learning_rat": 1}}, "'generator.unet_learning_rat' is no setting; did you mean 'unet_learning_rate'?"),
+        ({"generatr": {}}, "'generatr' is no setting; did you mean 'generator'?"),
+        ({"generator": {"unet_learning_rate": -1}}, "'generator.unet_learning_rate' is -1: .* greater than 0"),
+        ({"generator": {"unet_learning_rate": "fast"}}, "'generator.unet_learning_rate' is 'fast': .* number"),
+        ({"generator": {"attention_layers": [7]}}, "give one or more of 1, 2, 3, 4"),
+        ({"data": {"fit": "squeeze"}}, "'data.fit' is 'squeeze'"),
+        ({"compute": {"device": "tpu"}}, "'compute.device' is 'tpu': .* 'cpu' or 'cuda'"),
+        ({"compute": {"threads": {"bse": 2}}}, "bse is no stage"),
+        ({"seeds": [-1]}, "seeds is \\[-1\\]"),
+        ({"seeds": [1, 1]}, "seeds is \\[1, 1\\]"),
+        ({"seeds": []}, "'seeds' is \\[\\]"),
+        ({"datasets": []}, "'datasets' is \\[\\]"),
+        ({"datasets": ["mine", "mine"]}, "'mine' stands in the list twice"),
+        ({"datasets": ["gone"]}, "no dataset 'gone': .*gone.yaml does not exist; known are mine, other"),
+        ({"experiments": ["gone"]}, "no experiment 'gone'"),
+        ({"generator": 3}, "'generator' is 3"),
+        ({"base": {"pretrained": "models/nowhere"}}, "models/nowhere"),
+        ({"downstream": {"models": ["resnet"]}}, "'downstream.models.0' is 'resnet'"),
+    ],
+)
+def test_a_wrong_configuration_is_one_sentence(project, changes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        flow(**changes)
+
+
+def test_a_product_that_is_nowhere(project):
+    with pytest.raises(InputError, match="'bottle' is in none of the datasets; known are bolt, nut"):
+        flow(products=["bottle"]).products("mine")
+
+
+def test_faults_of_the_files(project):
+    config = project / "config"
+    (config / "datasets/broken.yaml").write_text("root: [")
+    (config / "datasets/nowhere.yaml").write_text("root: no/such/folder")
+    (config / "datasets/rootless.yaml").write_text("layout: mvtec_ad")
+    (config / "datasets/stranger.yaml").write_text("root: photos\nsettings: {train: {}}")
+    (config / "datasets/empty.yaml").write_text(f"root: {project / 'config'}")
+    (config / "experiments/circle.yaml").write_text("extends: circle")
+    (config / "experiments/typo.yaml").write_text("extends: seas\nsettings: {rmp: {learning: 1}}")
+    for dataset, sentence in {
+        "broken": "broken.yaml is no YAML",
+        "nowhere": "'root' is 'no/such/folder', which is no folder",
+        "rootless": "rootless.yaml: 'root' is missing",
+        "stranger": "'settings.train' is no station",
+    }.items():
+        with pytest.raises(InputError, match=sentence):
+            flow(datasets=[dataset])
+    with pytest.raises(InputError, match="holds no product"):
+        flow(datasets=["empty"]).products("empty")
+    with pytest.raises(InputError, match="'extends' leads back to 'circle'"):
+        flow(experiments=["circle"])
+    with pytest.raises(InputError, match="typo.yaml on .*mine.yaml: 'rmp.learning' is no setting"):
+        flow(experiments=["typo"])
+
+
+def test_two_bases_of_one_name_are_refused(project):
+    (project / "config/experiments/big.yaml").write_text("extends: seas\nsettings: {base: {image_size: 32}}")
+    with pytest.raises(InputError, match="base.name is 'b' in"):
+        flow(experiments=["big"])
+
+
+def test_settings_cannot_be_changed_later():
+    config = validated(Config, {"datasets": ["x"]}, "test")
+    with pytest.raises(ValueError, match="frozen"):
+        config.data.image_size = 3

@@ -1,0 +1,388 @@
+"""The fine-tuning: prompts, attention maps, losses by value, new token rows, resume, loading."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import nn
+
+from seas.data.settings import DataSettings
+from seas.errors import InputError
+from seas.generator import train as generator_train
+from seas.generator.attention import AttentionMaps, cross_attention_of, token_maps
+from seas.generator.batches import TrainingBatches
+from seas.generator.embeddings import NewRows, add_tokens, fold_tokens
+from seas.generator.losses import DecoupledAnomalyAlignmentLoss, masked_mse, min_max, valid_cells
+from seas.generator.pipeline import encode_prompts, load_pipeline, load_start_normals, tokenise
+from seas.generator.prompts import Prompts, token_ids, token_positions
+from seas.generator.settings import GeneratorSettings
+from seas.generator.train import GeneratorTrainer, prompts_of, train_generator, training_target
+from seas.settings import ComputeSettings
+
+CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
+SMALL = GeneratorSettings(
+    updates_per_type=2, unet_learning_rate=1e-3, embedding_learning_rate=1e-2, attention_layers=(1, 2), checkpoint_every=2
+)
+
+
+def maps_of(values, layer=1):
+    """One layer's maps (B, h, w, T) from nested lists (B, T, h, w)."""
+    return {layer: torch.tensor(values, dtype=torch.float32).permute(0, 2, 3, 1)}
+
+
+class TestPrompts:
+    def test_names_and_texts_of_the_paper(self):
+        prompts = Prompts.of("bottle", ["broken", "dirt"], normal=1, anomaly=4, commas=True)
+        assert prompts.normal() == "a <ob_1>"
+        assert prompts.abnormal("broken") == "a <ob_1> with <df_1>, <df_2>, <df_3>, <df_4>"
+        assert prompts.abnormal("dirt") == "a <ob_1> with <df_5>, <df_6>, <df_7>, <df_8>"
+
+    def test_without_commas_as_the_release(self):
+        prompts = Prompts.of("bottle", ["broken"], normal=2, anomaly=1, commas=False)
+        assert prompts.abnormal("broken") == "a <ob_1> <ob_2> with <df_1>"
+
+    def test_unknown_type_names_the_types(self):
+        with pytest.raises(InputError, match="'rust' is no anomaly type of bottle; its types are broken"):
+            Prompts.of("bottle", ["broken"], normal=1, anomaly=1, commas=True).abnormal("rust")
+
+    def test_numbering_survives_saving(self, tmp_path):
+        prompts = Prompts.of("b", ["zebra", "ant", "mole"], normal=1, anomaly=2, commas=True)
+        prompts.save(tmp_path)
+        assert Prompts.load(tmp_path) == prompts
+        assert Prompts.load(tmp_path).types == ["zebra", "ant", "mole"]
+
+    def test_numbering_comes_from_the_split_not_from_the_names(self):
+        split = pd.DataFrame(
+            {"product": "p", "type": ["good", "b", "a", "b"], "type_index": [0, 1, 2, 1], "role": ["normal", "shot", "shot", "shot"]}
+        )
+        assert prompts_of(split, GeneratorSettings()).types == ["b", "a"]
+
+    def test_positions_are_found_by_id_in_the_wanted_order(self):
+        assert token_positions([0, 9, 50, 7, 51, 1], [51, 50]) == [4, 2]
+
+    def test_a_prompt_cut_short_is_an_error(self):
+        with pytest.raises(InputError, match=r"2 learned tokens do not fit .* generator.anomaly_tokens"):
+            token_positions([0, 9, 50, 1], [50, 51, 52])
+
+    @pytest.mark.parametrize(("normal", "anomaly"), [(1, 1), (1, 4), (4, 4), (1, 8)])
+    def test_each_token_is_one_token_of_the_prompt(self, tiny_base, normal, anomaly):
+        pipeline = load_pipeline(tiny_base)
+        prompts = Prompts.of("p", ["x", "y"], normal=normal, anomaly=anomaly, commas=True)
+        add_tokens(pipeline, prompts, normal_word="object", anomaly_word="defect")
+        ids = tokenise(pipeline, [prompts.abnormal("y")])[0].tolist()
+        for tokens in (prompts.normal_tokens, prompts.anomaly_tokens["y"]):
+            wanted = token_ids(pipeline.tokenizer, tokens)
+            assert len(set(wanted)) == len(tokens)
+            assert all(ids.count(token) == 1 for token in wanted)
+
+
+class TestAlignmentLoss:
+    """Eq. 3 against numbers worked out by hand: one image, 2×2 maps, tokens 0 = <ob>, 1 and 2 = <df>."""
+
+    MASK = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
+    VALID = torch.ones(1, 1, 2, 2)
+    NORMAL, ANOMALY = torch.tensor([[0]]), torch.tensor([[1, 2]])
+    MAPS = maps_of([[[[0.5, 0.1], [0.2, 0.3]], [[0.6, 0.2], [0.0, 0.2]], [[1.0, 0.0], [0.2, 0.0]]]])
+
+    def terms(self, loss, mask=MASK, valid=VALID, maps=None):
+        first, second = loss(maps or self.MAPS, self.ANOMALY, self.NORMAL, mask, valid)
+        return float(first), float(second)
+
+    def test_both_terms_without_normalisation(self):
+        # mean of the two anomaly maps: .8 .1 / .1 .1; against the mask: (.04 + .01 + .01 + .01) / 4
+        assert self.terms(DecoupledAnomalyAlignmentLoss("none")) == pytest.approx((0.0175, 0.25))
+
+    def test_second_term_over_all_cells(self):
+        assert self.terms(DecoupledAnomalyAlignmentLoss("none", "elementwise"))[1] == pytest.approx(0.25 / 4)
+
+    def test_second_term_can_be_left_out(self):
+        assert self.terms(DecoupledAnomalyAlignmentLoss("none", "none"))[1] == 0
+
+    def test_min_max(self):
+        # anomaly map becomes 1 0 / 0 0, the normal map (.5 - .1) / .4 = 1 at the mask's cell
+        assert self.terms(DecoupledAnomalyAlignmentLoss("min_max")) == pytest.approx((0.0, 1.0), abs=1e-6)
+
+    def test_empty_mask_is_no_nan(self):
+        first, second = self.terms(DecoupledAnomalyAlignmentLoss("none"), mask=torch.zeros(1, 1, 2, 2))
+        assert (first, second) == pytest.approx(((0.64 + 3 * 0.01) / 4, 0.0))
+
+    def test_grey_mask(self):
+        mask = torch.tensor([[[[0.5, 0.0], [0.0, 0.5]]]])
+        # first: (.3² + .1² + .1² + .4²) / 4; second: (.5·.5² + .5·.3²) / (.5 + .5)
+        assert self.terms(DecoupledAnomalyAlignmentLoss("none"), mask=mask) == pytest.approx((0.27 / 4, 0.17))
+        # all cells: ((.5·.5)² + (.3·.5)²) / 4
+        assert self.terms(DecoupledAnomalyAlignmentLoss("none", "elementwise"), mask=mask)[1] == pytest.approx(0.085 / 4)
+
+    def test_layers_are_summed(self):
+        loss = DecoupledAnomalyAlignmentLoss("none")
+        assert self.terms(loss, maps={1: self.MAPS[1], 2: self.MAPS[1]}) == pytest.approx((0.035, 0.5))
+
+    def test_padding_counts_nowhere(self):
+        valid = torch.tensor([[[[1.0, 1.0], [1.0, 0.0]]]])
+        changed = {1: self.MAPS[1].clone()}
+        changed[1][0, 1, 1] = 77.0
+        for loss in (DecoupledAnomalyAlignmentLoss("none"), DecoupledAnomalyAlignmentLoss("min_max")):
+            assert self.terms(loss, valid=valid, maps=changed) == pytest.approx(self.terms(loss, valid=valid))
+        assert self.terms(DecoupledAnomalyAlignmentLoss("none"), valid=valid)[0] == pytest.approx(0.06 / 3)
+
+    def test_a_single_mask_pixel_survives_every_layer(self):
+        mask = torch.zeros(1, 1, 8, 8)
+        mask[0, 0, 7, 0] = 1
+        maps = maps_of(np.ones((1, 3, 2, 2)) * 0.5)
+        first, second = DecoupledAnomalyAlignmentLoss("none")(maps, self.ANOMALY, self.NORMAL, mask, torch.ones_like(mask))
+        assert (float(first), float(second)) == pytest.approx((0.25, 0.25))
+
+    def test_against_an_independent_formula(self):
+        draws = np.random.default_rng(3)
+        maps, mask = draws.random((3, 5, 4, 6)), draws.random((3, 1, 4, 6)).round()
+        anomaly, normal = [[1, 3], [0, 2], [2, 4]], [[0], [1], [3]]
+        expected = [0.0, 0.0]
+        cells = []
+        for image in range(3):
+            combined = maps[image, anomaly[image]].mean(0)
+            expected[0] += ((combined - mask[image, 0]) ** 2).mean() / 3
+            cells += [maps[image, normal[image][0]][y, x] ** 2 for y in range(4) for x in range(6) if mask[image, 0, y, x]]
+        expected[1] = np.mean(cells)
+        got = DecoupledAnomalyAlignmentLoss("none")(
+            maps_of(maps), torch.tensor(anomaly), torch.tensor(normal), torch.tensor(mask).float(), torch.ones(3, 1, 4, 6)
+        )
+        assert [float(term) for term in got] == pytest.approx(expected, rel=1e-5)
+
+
+class TestNoiseLoss:
+    def test_mean_over_valid_cells_of_all_channels(self):
+        prediction = torch.tensor([[[[1.0, 5.0]], [[2.0, 5.0]]]])
+        assert float(masked_mse(prediction, torch.zeros(1, 2, 1, 2), torch.tensor([[[[1.0, 0.0]]]]))) == pytest.approx(2.5)
+
+    def test_min_max_of_a_flat_map_is_zero(self):
+        assert min_max(torch.full((1, 2, 2), 0.3), torch.ones(1, 2, 2)).abs().max() == 0
+
+    def test_a_cell_counts_when_half_of_it_is_inside(self):
+        valid = torch.tensor([[[[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]]])
+        assert valid_cells(valid, (1, 2)).tolist() == [[[[1.0, 0.0]]]]
+
+    @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+    def test_target_follows_the_scheduler(self, kind):
+        from diffusers import DDPMScheduler
+
+        scheduler = DDPMScheduler(prediction_type=kind)
+        latents, noise, timesteps = torch.randn(2, 1, 2, 2), torch.randn(2, 1, 2, 2), torch.tensor([10, 900])
+        expected = noise if kind == "epsilon" else scheduler.get_velocity(latents, noise, timesteps)
+        assert torch.allclose(training_target(scheduler, latents, noise, timesteps), expected, atol=1e-6)
+
+    def test_other_targets_are_refused(self):
+        from diffusers import DDPMScheduler
+
+        with pytest.raises(InputError, match="predicts 'sample'"):
+            training_target(DDPMScheduler(prediction_type="sample"), *3 * [torch.zeros(1)])
+
+
+class TestAttention:
+    def test_levels_are_those_of_the_encoder_and_the_mid_block(self, tiny_base):
+        unet = load_pipeline(tiny_base).unet
+        assert cross_attention_of(unet, 2)[0] is unet.down_blocks[1].attentions[0].transformer_blocks[0].attn2
+        assert cross_attention_of(unet, 4)[0] is unet.mid_block.attentions[0].transformer_blocks[0].attn2
+        with pytest.raises(InputError, match="attention_layers names level 5"):
+            cross_attention_of(unet, 5)
+
+    def test_output_is_unchanged_and_maps_are_the_librarys(self, tiny_base):
+        unet = load_pipeline(tiny_base).unet
+        latents, context = torch.randn(2, unet.config.in_channels, 8, 8), torch.randn(2, 7, unet.config.cross_attention_dim)
+        plain = unet(latents, 5, context).sample
+        inputs = {}
+        attention = cross_attention_of(unet, 1)[0]
+        hook = attention.register_forward_hook(lambda module, args, kwargs, out: inputs.update(x=args[0]), with_kwargs=True)
+        recorder = AttentionMaps(unet, [1, 2])
+        recorded = unet(latents, 5, context).sample
+        hook.remove()
+        maps = recorder.read(8, 8)
+        assert torch.allclose(plain, recorded, atol=1e-5)
+        assert maps[1].shape == (2, 8, 8, 7)
+        assert maps[2].shape == (2, 4, 4, 7)
+        query = attention.head_to_batch_dim(attention.to_q(inputs["x"]))
+        key = attention.head_to_batch_dim(attention.to_k(context))
+        expected = attention.get_attention_scores(query, key).unflatten(0, (2, -1)).mean(1).unflatten(1, (8, 8))
+        blocks = len(cross_attention_of(unet, 1))
+        if blocks == 1:
+            assert torch.allclose(maps[1], expected, atol=1e-6)
+        assert torch.allclose(maps[1].sum(-1), torch.ones(2, 8, 8), atol=1e-5)
+        recorder.remove()
+        assert torch.equal(unet(latents, 5, context).sample, plain)
+
+    def test_softmax_over_pixels_sums_to_one_over_the_picture(self, tiny_base):
+        unet = load_pipeline(tiny_base).unet
+        recorder = AttentionMaps(unet, [2], "pixels")
+        unet(torch.randn(1, unet.config.in_channels, 8, 8), 5, torch.randn(1, 7, unet.config.cross_attention_dim))
+        assert torch.allclose(recorder.read(8, 8)[2].sum((1, 2)), torch.ones(1, 7), atol=1e-5)
+
+    def test_token_maps_picks_by_position(self):
+        maps = torch.arange(12.0).reshape(1, 2, 2, 3)
+        assert token_maps(maps, torch.tensor([[2, 0]])).tolist() == [[[[2, 5], [8, 11]], [[0, 3], [6, 9]]]]
+
+
+class TestNewRows:
+    def test_old_rows_neither_train_nor_decay(self):
+        table = nn.Embedding(3, 2)
+        before = table.weight.detach().clone()
+        rows = NewRows(table, torch.ones(2, 2))
+        optimizer = torch.optim.AdamW([p for p in rows.parameters() if p.requires_grad], lr=0.1, weight_decay=0.5)
+        (rows(torch.tensor([[0, 3, 4]])) ** 2).sum().backward()
+        optimizer.step()
+        assert torch.equal(table.weight, before)
+        assert not torch.equal(rows.rows, torch.ones(2, 2))
+
+    def test_rows_start_from_their_words_and_fold_into_one_table(self, tiny_base):
+        pipeline = load_pipeline(tiny_base)
+        word = pipeline.tokenizer("defect", add_special_tokens=False).input_ids
+        old = pipeline.text_encoder.get_input_embeddings().weight.clone()
+        prompts = Prompts.of("p", ["x"], normal=1, anomaly=2, commas=True)
+        rows = add_tokens(pipeline, prompts, normal_word="object", anomaly_word="defect")
+        assert torch.equal(rows.rows[1], old[word[0]])
+        text = [prompts.abnormal("x")]
+        before = encode_prompts(pipeline, text)
+        fold_tokens(pipeline, rows)
+        assert torch.equal(encode_prompts(pipeline, text), before)
+        assert pipeline.text_encoder.get_input_embeddings().weight.shape[0] == len(old) + 3
+
+    def test_unknown_start_word(self, tiny_base):
+        prompts = Prompts.of("p", ["x"], normal=1, anomaly=1, commas=True)
+        with pytest.raises(InputError, match="generator.anomaly_word: .* does not know 'xylophone'"):
+            add_tokens(load_pipeline(tiny_base), prompts, normal_word="object", anomaly_word="xylophone")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_base, miniature, tmp_path_factory):
+    """A generator after a few uninterrupted updates."""
+    folder = tmp_path_factory.mktemp("generator") / "washer"
+    train_generator(
+        tiny_base, miniature.split, miniature.root, SMALL, miniature.data, CPU, 0, output=folder
+    )
+    return folder
+
+
+class TestBatches:
+    def batches(self, tiny_base, miniature, data=None, **counts):
+        split = pd.read_parquet(miniature.split)
+        prompts = prompts_of(split, SMALL)
+        counts = {"abnormal_per_batch": 2, "normal_per_batch": 2} | counts
+        vae = load_pipeline(tiny_base).vae
+        return TrainingBatches(split, miniature.root, data or miniature.data, vae, prompts, seed=1, **counts), split
+
+    def test_a_step_is_always_the_same_batch(self, tiny_base, miniature):
+        batches, _ = self.batches(tiny_base, miniature)
+        later = batches.batch(5)
+        again, _ = self.batches(tiny_base, miniature)
+        assert torch.equal(again.batch(5).latents, later.latents)
+        assert not torch.equal(batches.batch(6).latents, later.latents)
+
+    def test_two_abnormal_then_two_normal(self, tiny_base, miniature):
+        batch = self.batches(tiny_base, miniature)[0].batch(0)
+        assert batch.is_abnormal.tolist() == [True, True, False, False]
+        assert batch.mask[:2].sum((1, 2, 3)).min() > 0
+        assert batch.mask[2:].sum() == 0
+        assert batch.prompts[2] == "a <ob_1>"
+
+    def test_every_image_comes_once_before_any_comes_twice(self, tiny_base, miniature, monkeypatch):
+        batches, split = self.batches(tiny_base, miniature, abnormal_per_batch=1, normal_per_batch=1)
+        shots = int((split.role == "shot").sum())
+        seen = [batches._image_in_turn("shot", number, shots) for number in range(shots)]
+        assert sorted(seen) == list(range(shots))
+
+    def test_the_latent_is_a_fresh_posterior_sample(self, tiny_base, miniature):
+        batches, split = self.batches(tiny_base, miniature, data=miniature.data.model_copy(update={"augmentation": False}))
+        encoded = batches._encoded["shot"]
+        batch = batches.batch(0)
+        image = batches._image_in_turn("shot", 0, len(encoded.rows))
+        distance = (batch.latents[0] / batches._scaling_factor - encoded.mean[image, 0]) / encoded.deviation[image, 0]
+        assert distance.abs().max() < 6
+        assert 0.5 < distance.std() < 1.5
+
+
+class TestTraining:
+    def test_one_update_is_eq_4_to_6(self, tiny_base, miniature):
+        pipeline = load_pipeline(tiny_base)
+        split = pd.read_parquet(miniature.split)
+        prompts = prompts_of(split, SMALL)
+        batches = TrainingBatches(
+            split, miniature.root, miniature.data, pipeline.vae, prompts, seed=0, abnormal_per_batch=2, normal_per_batch=2
+        )
+        trainer = GeneratorTrainer(pipeline, prompts, batches, SMALL, CPU, 0)
+        losses = trainer.losses(0)
+        parts = sum(losses[name] for name in ("da_first", "da_second", "df_mse", "ob_mse"))
+        assert float(losses["loss"]) == pytest.approx(float(parts), rel=1e-6)
+        without = GeneratorTrainer.losses
+        trainer.settings = SMALL.model_copy(update={"da_weight": 0.0, "normal_weight": 0.0})
+        assert float(without(trainer, 0)["loss"]) == pytest.approx(float(losses["df_mse"]), rel=1e-6)
+
+    def test_killed_anywhere_and_started_again_gives_the_same_bytes(
+        self, tiny_base, miniature, trained, tmp_path, monkeypatch
+    ):
+        update = GeneratorTrainer.update
+        updates = SMALL.updates_per_type * 3
+
+        for killed_at in (1, 3, updates - 1):
+            output = tmp_path / str(killed_at) / "washer"
+
+            def dies(trainer, step, killed_at=killed_at):
+                if step == killed_at:
+                    raise KeyboardInterrupt
+                return update(trainer, step)
+
+            monkeypatch.setattr(generator_train, "GeneratorTrainer", type("Dying", (GeneratorTrainer,), {"update": dies}))
+            arguments = (tiny_base, miniature.split, miniature.root, SMALL, miniature.data, CPU, 0)
+            with pytest.raises(KeyboardInterrupt):
+                train_generator(*arguments, output=output)
+            assert not output.exists()
+            monkeypatch.setattr(generator_train, "GeneratorTrainer", GeneratorTrainer)
+            train_generator(*arguments, output=output)
+            assert json.loads((output / "manifest.json").read_text()) == json.loads((trained / "manifest.json").read_text())
+            assert list(output.parent.iterdir()) == [output]
+
+    def test_the_folder_is_a_stable_diffusion_pipeline(self, trained):
+        pipeline = StableDiffusionPipeline.from_pretrained(trained, local_files_only=True)
+        pipeline.set_progress_bar_config(disable=True)
+        prompts = Prompts.load(trained)
+        images = [
+            pipeline(
+                prompts.abnormal(prompts.types[0]),
+                num_inference_steps=2,
+                generator=torch.Generator().manual_seed(3),
+                output_type="np",
+                height=32,
+                width=32,
+            ).images
+            for _ in range(2)
+        ]
+        assert np.array_equal(*images)
+        ours = encode_prompts(load_pipeline(trained), [prompts.normal()])
+        assert torch.equal(ours, encode_prompts(pipeline, [prompts.normal()]))
+
+    def test_training_moves_the_unet_and_only_the_new_rows(self, tiny_base, trained):
+        before, after = load_pipeline(tiny_base), load_pipeline(trained)
+        table, grown = (p.text_encoder.get_input_embeddings().weight for p in (before, after))
+        assert torch.equal(grown[: len(table)], table)
+        assert len(grown) == len(table) + 1 + 4 * 3
+        first = next(iter(before.unet.parameters()))
+        assert not torch.equal(first, next(iter(after.unet.parameters())))
+        assert all(
+            torch.equal(a, b) for a, b in zip(before.vae.state_dict().values(), after.vae.state_dict().values(), strict=True)
+        )
+
+    def test_start_normals_are_the_splits(self, trained, miniature):
+        normals = load_start_normals(trained)
+        split = pd.read_parquet(miniature.split)
+        assert normals.names == list(split[split.role == "normal"].image)
+        assert normals.boxes.tolist() == [[0, 0, 32, 32]] * len(normals.names)
+
+    def test_no_prompt_no_generator(self, tmp_path):
+        with pytest.raises(InputError, match="is no finished generator"):
+            Prompts.load(tmp_path)
+
+
+def test_settings_refuse_a_level_that_no_unet_has():
+    with pytest.raises(ValueError, match="attention_layers is \\[5\\]"):
+        GeneratorSettings(attention_layers=(5,))
+    assert DataSettings().image_size == 512

@@ -1,0 +1,352 @@
+"""The report: one table of all results, its merge with the paper, metrics.json, figures and the page."""
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from seas.artifacts import Provenance, write_table, writing_folder
+from seas.generator.prompts import Prompts
+from seas.report import parts
+from seas.report.figures import attention_overlay, outlined
+from seas.report.runs import ReportedRun
+from seas.report.settings import ReportSettings
+from seas.report.tables import (
+    COLUMNS,
+    TextTable,
+    beside_paper,
+    collect,
+    markdown,
+    means_over_products,
+    metrics,
+    over_seeds,
+    paper_results,
+    wide,
+)
+from seas.report.write import write_report
+
+SIZE = 64
+TYPES = ("dent", "scratch")
+ARMS = {"real": "real", "crop_and_paste": "crop_paste", "generated": "seas"}
+PIXEL_AP = {"real": 60.0, "crop_and_paste": 50.0, "generated": 70.0}
+
+
+def photograph(number: int, anomaly_type: str) -> tuple[np.ndarray, np.ndarray]:
+    """A part with a defect, uint8 (S, S, 3), and its mask."""
+    random = np.random.default_rng([number, len(anomaly_type)])
+    y, x = np.mgrid[:SIZE, :SIZE] / SIZE - 0.5
+    grey = 150 + 40 * x + random.normal(0, 6, (SIZE, SIZE)) - 70 * (np.hypot(x, y) > 0.42)
+    across, down = random.uniform(-0.2, 0.2, 2)
+    wide_defect, high_defect = (0.1, 0.1) if anomaly_type == "dent" else (0.2, 0.03)
+    mask = ((x - across) / wide_defect) ** 2 + ((y - down) / high_defect) ** 2 < 1
+    grey = np.where(mask & (anomaly_type != "good"), grey - 60, grey)
+    image = np.clip(grey[..., None] * (1.0, 0.95, 0.85), 0, 255).astype(np.uint8)
+    return image, mask if anomaly_type != "good" else np.zeros_like(mask)
+
+
+def save_image(array: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array if array.dtype == np.uint8 else np.uint8(255 * array)).save(path)
+
+
+def artifact(folder: Path, stage: str, settings: dict):
+    return writing_folder(folder, Provenance(stage, 1, settings, 0, {}))
+
+
+def write_split(root: Path, product: str, path: Path) -> None:
+    rows = []
+    for type_index, name in enumerate(("good", *TYPES)):
+        for number in range(4):
+            shot = number < 2
+            image = f"{product}/{'train' if shot and name == 'good' else 'test'}/{name}/{number:03d}.png"
+            pixels, mask = photograph(number, name)
+            save_image(pixels, root / image)
+            role = "test" if not shot else "normal" if name == "good" else "shot"
+            rows.append(
+                dict(product=product, type=name, folder=image.split("/")[1], image=image, mask="", width=SIZE, height=SIZE)
+                | dict(anomaly_pixels=int(mask.sum()), bytes=1, role=role, type_index=type_index)
+            )
+    write_table(pd.DataFrame(rows), path)
+
+
+def write_generation(folder: Path) -> None:
+    rows = []
+    with artifact(folder, "generation", {"generation": {"threshold": 0.2}}) as partial:
+        for name in TYPES:
+            for index in range(3):
+                image, mask = photograph(10 + index, name)
+                mask &= index < 2
+                row = dict(type=name, index=index, image=f"test/{name}/{index:04d}.png", source_normal="", draws=1 + index)
+                row |= dict(mask=f"ground_truth/{name}/{index:04d}_mask.png", anomaly_pixels=int(mask.sum()))
+                save_image(image, partial / row["image"])
+                save_image(mask, partial / row["mask"])
+                rows.append(row)
+        rows.append(dict(type="good", index=0, image="", mask="", source_normal="", anomaly_pixels=0, draws=1))
+        write_table(pd.DataFrame(rows), partial / "images.parquet")
+
+
+def losses(*names: str) -> pd.DataFrame:
+    steps = np.arange(10, 510, 10)
+    noise = np.random.default_rng(0).lognormal(0, 0.2, (len(names), len(steps)))
+    return pd.DataFrame({"step": steps} | {name: (1 + k) * 20 / steps * noise[k] for k, name in enumerate(names)})
+
+
+def write_product(run: Path, root: Path, product: str) -> dict[str, str]:
+    paths = {stage: run / stage / product for stage in ("generator", "rmp", "generation")}
+    paths |= {name: run / name / f"{product}.parquet" for name in ("split", "metrics")}
+    write_split(root, product, paths["split"])
+    with artifact(paths["generator"], "generator", {"generator": {"attention_layers": [1, 2]}}) as partial:
+        Prompts.of(product, TYPES, normal=1, anomaly=4, commas=True).save(partial)
+        write_table(losses("loss", "da_first", "da_second", "df_mse", "ob_mse"), partial / "losses.parquet")
+    with artifact(paths["rmp"], "rmp", {"rmp": {"learning_rate": 5e-4, "base": str(run / "some" / "base")}}) as partial:
+        write_table(losses("loss", "df_64", "ob_64"), partial / "losses.parquet")
+    write_generation(paths["generation"])
+    common = dict(product=product, method="seas", model="", variant="", level="generation", trained_on="")
+    values = {"is": 1.5, "kid": 0.05, "ic_lpips": 0.3}
+    rows = [
+        common | dict(metric=name, value=value, protocol="", extractor="efficientnet_lite0")
+        for name, value in values.items()
+    ]
+    write_table(pd.DataFrame(rows), paths["metrics"])
+    return {name: str(path) for name, path in paths.items()}
+
+
+def write_arm(run: Path, products: list[str], arm: str, seed: int) -> dict[str, str]:
+    folder = run / "downstream" / "bisenet_v2" / arm / "all"
+    rows, curves = [], []
+    for number, product in enumerate(products):
+        ap = PIXEL_AP[arm] + 2 * seed + 10 * number
+        scores = {("pixel", "ap"): ap, ("pixel", "iou"): ap - 20, ("pixel", "iou_oracle"): ap - 10, ("image", "auroc"): 90.0}
+        rows += [
+            dict(product=product, method=ARMS[arm], variant="", level=level, metric=metric, value=value)
+            for (level, metric), value in scores.items()
+        ]
+        recall = np.linspace(0, 1, 50)
+        for level in ("image", "pixel"):
+            precision = 1 - recall ** (ap / 20)
+            curves.append(pd.DataFrame(dict(product=product, level=level, precision=precision, recall=recall)))
+    rows.append(dict(product="", method=ARMS[arm], variant="", level="pixel", metric="ap", value=-1.0))
+    with artifact(folder, "downstream", {"downstream": {"updates": 100}, "compute": {"threads": 1}}) as partial:
+        write_table(pd.DataFrame(rows), partial / "scores.parquet")
+        write_table(pd.concat(curves), partial / "curves.parquet")
+    return dict(model="bisenet_v2", trained_on=arm, scope="all", folder=str(folder))
+
+
+def write_run(folder: Path, products: list[str], seed: int, dataset: str = "mvtec_ad") -> ReportedRun:
+    run, root = folder / dataset / "seas" / f"seed{seed}", folder / "photographs"
+    plain = dict(dataset=dataset, experiment="seas", seed=seed, root=str(root), image_size=SIZE, fit="auto")
+    plain["products"] = {product: write_product(run, root, product) for product in products}
+    plain["downstream"] = [write_arm(run, products, arm, seed) for arm in ARMS]
+    return ReportedRun.from_plain(plain)
+
+
+def fake_attention(pipeline, prompts, anomaly_type, images, *, layers, timestep, seed) -> np.ndarray:
+    """A blob for each of the four anomaly tokens and the normal token."""
+    y, x = np.mgrid[:SIZE, :SIZE] / SIZE
+    maps = [np.exp(-((x - 0.15 * k - 0.2) ** 2 + (y - 0.5) ** 2) / 0.02) / (k + 2) for k in range(5)]
+    return np.stack([maps] * len(images))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> list[ReportedRun]:
+    folder = tmp_path_factory.mktemp("results")
+    return [write_run(folder, ["bottle", "carpet"], seed) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def report(runs, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "load_pipeline", lambda folder: None)
+        patch.setattr(parts, "token_attention", fake_attention)
+        for name in ("first", "second"):
+            output, file = folder / name / "report", folder / name / "metrics.json"
+            write_report(runs, ReportSettings(examples_per_type=3), output=output, metrics_json=file)
+    return folder
+
+
+def one(table: pd.DataFrame, **wanted) -> pd.Series:
+    for column, value in wanted.items():
+        table = table[table[column] == value]
+    assert len(table) == 1
+    return table.iloc[0]
+
+
+def test_results_have_the_agreed_columns_and_the_run_names_them(runs):
+    results = collect(runs)
+    assert list(results.columns) == COLUMNS
+    row = one(results, product="carpet", trained_on="generated", metric="ap", seed=1)
+    assert (row.value, row.dataset, row.experiment, row.model, row.method) == (82.0, "mvtec_ad", "seas", "bisenet_v2", "seas")
+    assert not results.duplicated([column for column in COLUMNS if column != "value"]).any()
+
+
+def test_mean_over_products_replaces_the_stations_own(runs):
+    results = collect(runs)
+    assert one(results, product="", trained_on="real", metric="ap", seed=0).value == (60 + 70) / 2
+    assert one(results, product="", metric="is", seed=0).extractor == "efficientnet_lite0"
+
+
+def test_mean_needs_every_product_and_names_mixed_protocols(runs):
+    results = collect(runs)
+    results = results[(results["product"] != "") & (results.seed == 0)]
+    without = results[~((results["product"] == "carpet") & (results.metric == "kid"))]
+    assert "kid" in set(means_over_products(results).metric)
+    assert "kid" not in set(means_over_products(without).metric)
+    mixed = results.assign(protocol=results["product"])
+    assert set(means_over_products(mixed).protocol) == {"mixed"}
+    assert means_over_products(results[results["product"] == "carpet"]).empty
+
+
+def test_spread_over_seeds_is_the_sample_standard_deviation(runs):
+    row = one(over_seeds(collect(runs)), product="bottle", trained_on="generated", metric="ap")
+    assert (row.value, row.seeds) == (71.0, 2)
+    assert row.spread == pytest.approx(2**0.5)
+    assert np.isnan(one(over_seeds(collect(runs[:1])), product="bottle", trained_on="real", metric="ap").spread)
+
+
+def test_a_result_given_twice_is_refused(runs):
+    with pytest.raises(ValueError, match="mvtec_ad/-/real/bisenet_v2/-/image/auroc/seas/real/seed0|two results"):
+        collect([runs[0], runs[0]])
+
+
+def test_paper_numbers_are_unique_and_taken_from_the_first_table():
+    paper = paper_results()
+    row = one(paper, dataset="mvtec_ad", product="", method="seas", model="lfd", variant="", level="pixel", metric="ap")
+    assert (row.paper, row.paper_table) == (77.15, 4)
+    row = one(paper, dataset="mvtec_ad", product="", method="seas", model="bisenet_v2", variant="", metric="iou_oracle")
+    assert (row.paper, row.paper_table) == (55.28, 4)
+    assert "iou" not in set(paper.metric)
+
+
+def test_comparison_with_the_paper_is_a_merge_on_its_columns(runs):
+    compared = beside_paper(over_seeds(collect(runs)))
+    row = one(compared, product="bottle", model="bisenet_v2", trained_on="generated", metric="ap", level="pixel")
+    assert (row.value, row.paper, row.paper_table) == (71.0, 92.83, 22)
+    assert row.difference == pytest.approx(71.0 - 92.83)
+    assert set(compared.method) == {"seas"}
+    assert "" not in set(compared["product"]), "a mean over two of fifteen products is not the paper's mean"
+
+
+def test_a_mean_over_all_products_of_the_paper_is_compared():
+    row = dict.fromkeys(COLUMNS, "") | dict(dataset="mvtec_ad", method="seas", model="bisenet_v2", level="pixel", metric="ap")
+    paper = paper_results()
+    products = set(paper[paper.dataset == "mvtec_ad"]["product"])
+    results = pd.DataFrame([row | dict(product=product, value=50.0, seed=0) for product in products])
+    compared = beside_paper(over_seeds(results))
+    assert one(compared, product="").paper == 69.21
+    assert len(compared) == 16
+
+
+def test_metrics_of_a_stand_in_extractor_stay_away_from_the_papers(runs):
+    results = collect(runs)
+    assert "is" in set(beside_paper(over_seeds(results)).metric)
+    assert "is" not in set(parts.comparable_with_paper(results).metric)
+    assert "is" in set(parts.comparable_with_paper(results.assign(extractor="inception_v3")).metric)
+
+
+def test_metrics_json_names_are_flat_and_stable_and_its_values_exact(report):
+    content = json.loads((report / "first" / "metrics.json").read_text())
+    assert content["mvtec_ad/bottle/seas/bisenet_v2/-/pixel/ap/seas/generated/seed0"] == 70.0
+    assert content["mvtec_ad/-/seas/bisenet_v2/-/pixel/ap/seas/generated/seed1"] == 77.0
+    assert content["mvtec_ad/carpet/seas/-/-/generation/kid/seas/-/seed1"] == 0.05
+    # products and their mean × seeds × (3 generation metrics + 3 arms of 4 metrics)
+    assert len(content) == 3 * 2 * (3 + 3 * 4)
+    assert list(content) == sorted(content)
+
+
+def test_metrics_are_rounded_and_what_is_no_number_is_null(runs):
+    results = collect(runs[:1]).head(2).assign(value=[1 / 3, np.nan])
+    assert list(metrics(results).values()) == [0.333333, None]
+
+
+def test_tables_as_text():
+    rows = [dict.fromkeys([*COLUMNS, "seeds"], "") | dict(level="pixel", metric="ap", product=p, value=v) for p, v in (("", 5.0), ("b", 12.345))]
+    table = wide(pd.DataFrame(rows).assign(spread=[np.nan, 0.5]), {"product": "product"})
+    assert table == TextTable(["product", "pixel AP"], [["b", "12.35 ± 0.50"], ["mean", "5.000"]])
+    assert markdown(TextTable(["a"], [["b|c"]])) == "| a |\n| --- |\n| b\\|c |\n"
+
+
+def test_counts_of_shots_pairs_empty_masks_and_redraws(runs):
+    table = parts.counts(runs[0])
+    dent = next(row for row in table.rows if row[:2] == ["bottle", "dent"])
+    assert dent[2:7] == ["2", "2", "3", "1", "2"]
+    areas = sorted(int(photograph(number, "dent")[1].sum()) for number in (10, 11))
+    assert dent[8] == f"{100 * areas[0] / SIZE**2:.2f} %"  # the median of an empty mask and two others
+    assert next(row for row in table.rows if row[:2] == ["bottle", "good"])[2:5] == ["2", "2", "1"]
+
+
+def test_worth_is_the_difference_of_the_arms_seed_by_seed(runs):
+    scores = collect(runs)
+    scores = scores[scores.level != "generation"]
+    sentences = parts.worth(scores)
+    assert sentences[0] == "Generated pairs against real shots: +10.00 points of pixel AP, from 2 seeds (+10.00 to +10.00)."
+    assert sentences[1].startswith("Generated pairs against crop and paste: +20.00 points")
+    assert parts.worth(scores[scores.seed == 0])[0].endswith("+10.00 points of pixel AP, from one seed.")
+
+
+def test_the_outline_lies_around_the_mask_and_leaves_the_defect_visible():
+    image, mask = np.full((8, 8, 3), 100, np.uint8), np.zeros((4, 4), bool)
+    mask[1:3, 1:3] = True
+    drawn = outlined(image, mask)
+    assert (drawn[2:6, 2:6] == 100).all()
+    assert (drawn[1, 2:6] == (255, 40, 40)).all() and (drawn[0, 2:6] == (255, 40, 40)).all()
+    assert (drawn[0, 0] == 100).all()
+
+
+def test_attention_is_stretched_over_its_own_range():
+    image = np.full((4, 4, 3), 128, np.uint8)
+    flat = attention_overlay(image, np.full((4, 4), 0.01))
+    assert (flat == flat[0, 0]).all()
+    ramp = np.linspace(0.01, 0.02, 16).reshape(4, 4)
+    assert (attention_overlay(image, ramp) == attention_overlay(image, 10 * ramp)).all()
+
+
+def test_page_needs_no_network_and_embeds_every_figure(report):
+    page = (report / "first" / "report" / "index.html").read_text()
+    assert not re.search(r"(src|href)\s*=\s*[\"']?(?!data:|#)", page)
+    assert "http:" not in page and "https:" not in page and "url(" not in page
+    embedded = [base64.b64decode(content) for content in re.findall(r"data:image/(?:png|jpeg);base64,([^\"]+)", page)]
+    figures = sorted((report / "first" / "report" / "figures").rglob("*.png"))
+    assert [figure.stem for figure in figures] == [
+        *("arms_bisenet_v2", "curves_bisenet_v2_bottle", "curves_bisenet_v2_carpet"),
+        *("losses_bottle", "losses_carpet", "pairs_bottle", "pairs_carpet"),
+    ]
+    sizes = [Image.open(io.BytesIO(content)).size for content in embedded]
+    assert sorted(sizes) == sorted(Image.open(figure).size for figure in figures)
+
+
+def test_page_says_what_the_numbers_are(report, runs):
+    page = (report / "first" / "report" / "index.html").read_text()
+    assert "computed with efficientnet_lite0 instead of the paper&#39;s networks" in page
+    assert "71.00 ± 1.41" in page
+    assert "92.83" in page
+    for path in (runs[0].root, report):
+        assert str(path) not in page, "an absolute path stands in the page"
+    for file in (report / "first" / "report").rglob("*.*"):
+        if file.suffix in (".md", ".html") or file.name == "manifest.json":
+            assert str(runs[0].root.parent) not in file.read_text()
+
+
+def test_the_same_results_give_the_same_report(report):
+    files = sorted(file.relative_to(report / "first") for file in (report / "first").rglob("*") if file.is_file())
+    assert files == sorted(file.relative_to(report / "second") for file in (report / "second").rglob("*") if file.is_file())
+    for file in files:
+        if file.name != "run.json":
+            assert (report / "first" / file).read_bytes() == (report / "second" / file).read_bytes(), file
+
+
+def test_pairs_that_two_experiments_share_are_shown_once(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "load_pipeline", lambda folder: None)
+    monkeypatch.setattr(parts, "token_attention", fake_attention)
+    plain = vars(runs[0]) | {"experiment": "other", "downstream": []}
+    write_report(
+        [runs[0], ReportedRun(**plain)], ReportSettings(), output=tmp_path / "report", metrics_json=tmp_path / "metrics.json"
+    )
+    assert len(list((tmp_path / "report").rglob("pairs_*.png"))) == 2
+    assert "The pairs of bottle are those of mvtec_ad: seas." in (tmp_path / "report" / "index.html").read_text()

@@ -1,0 +1,102 @@
+"""The training loop: the same weights whether or not it was interrupted."""
+
+import pytest
+import torch
+from torch import nn
+
+from seas.errors import InputError
+from seas.seeding import rng, seed_of, torch_rng
+from seas.settings import ComputeSettings
+from seas.training import CHECKPOINT, prepare_device, train
+
+
+class Toy:
+    """A regression whose model holds buffers (BatchNorm) and whose optimizer holds moments."""
+
+    def __init__(self):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01, fused=True)
+        self.dies_at = None
+
+    def update(self, step):
+        if step == self.dies_at:
+            raise KeyboardInterrupt
+        inputs = torch.randn(8, 3, generator=torch_rng(0, "toy", step))
+        loss = ((self.model(inputs) - inputs.sum(1, keepdim=True)) ** 2).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return {"loss": loss.detach()}
+
+    def run(self, folder, updates=23):
+        folder.mkdir(exist_ok=True)
+        state = {"model": self.model, "optimizer": self.optimizer}
+        return train(self.update, updates, state, working=folder, label="toy", checkpoint_every=5, record_every=5)
+
+
+@pytest.mark.parametrize("dies_at", [0, 4, 5, 13, 22])
+def test_resumed_equals_uninterrupted(tmp_path, dies_at):
+    whole = Toy()
+    losses = whole.run(tmp_path / "whole")
+    killed = Toy()
+    killed.dies_at = dies_at
+    with pytest.raises(KeyboardInterrupt):
+        killed.run(tmp_path / "killed")
+    again = Toy()
+    resumed = again.run(tmp_path / "killed")
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+    assert resumed.equals(losses)
+
+
+def test_a_checkpoint_is_really_used(tmp_path):
+    killed = Toy()
+    killed.dies_at = 13
+    with pytest.raises(KeyboardInterrupt):
+        killed.run(tmp_path)
+    assert (tmp_path / CHECKPOINT).exists()
+    steps = []
+    again = Toy()
+    update = again.update
+    again.update = lambda step: steps.append(step) or update(step)
+    again.run(tmp_path)
+    assert steps == list(range(10, 23))
+
+
+def test_recorded_losses_are_means(tmp_path):
+    tmp_path.joinpath("w").mkdir()
+    losses = train(
+        lambda step: {"loss": torch.tensor(float(step))}, 7, {}, working=tmp_path / "w", label="l", checkpoint_every=100, record_every=3
+    )
+    assert losses.to_dict("list") == {"step": [3, 6, 7], "loss": [1.0, 4.0, 6.0]}
+
+
+def test_a_loss_that_is_no_number_stops_the_training(tmp_path):
+    with pytest.raises(InputError, match="toy: the loss is not finite at update 2"):
+        train(lambda step: {"loss": torch.tensor(float("nan"))}, 9, {}, working=tmp_path, label="toy", checkpoint_every=1, record_every=2)
+
+
+def test_tensorboard_holds_the_losses(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(
+        lambda step: {"loss": torch.tensor(float(step))}, 4, {}, working=tmp_path, label="l", checkpoint_every=9, record_every=2,
+        tensorboard=tmp_path / "tb",
+    )
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(2, 0.5), (4, 2.5)]
+
+
+def test_draws_depend_on_their_names_alone():
+    assert seed_of(1, "a") == seed_of(1, "a") != seed_of("1", "a")
+    assert rng(0, "x").integers(1 << 40) == rng(0, "x").integers(1 << 40)
+    assert torch.equal(torch.randn(3, generator=torch_rng(0, "x")), torch.randn(3, generator=torch_rng(0, "x")))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_cuda_without_a_gpu_is_a_sentence():
+    with pytest.raises(InputError, match="compute.device"):
+        prepare_device(ComputeSettings(device="cuda"))

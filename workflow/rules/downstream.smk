@@ -1,0 +1,38 @@
+from seas.downstream import settings as downstream_settings
+
+
+def training_trees(wc):
+    """The generated trees that a model is trained on, a folder for each source and product."""
+    sources = {"real": [], "real+generated": ["generation"], "generated": ["generation"]}.get(
+        wc.trained_on, [wc.trained_on]
+    )
+    return [
+        flow.folder(wc.dataset, wc.experiment, wc.seed, source) + f"/{product}"
+        for source in sources
+        for product in flow.products_of(wc.dataset, wc.scope)
+    ]
+
+
+rule downstream:
+    input:
+        splits=lambda wc: [
+            flow.split(wc.dataset, wc.experiment, wc.seed, product)
+            for product in flow.products_of(wc.dataset, wc.scope)
+        ],
+        trees=training_trees,
+    output:
+        directory("results/{dataset}/{experiment}/seed{seed}/downstream/{model}/{trained_on}/{scope}"),
+    params:
+        settings=lambda wc: flow.parameters(
+            flow.settings(wc.dataset, wc.experiment), "downstream", "data", stage="downstream"
+        ),
+        products=lambda wc: flow.products_of(wc.dataset, wc.scope),
+        root=lambda wc: str(flow.datasets[wc.dataset].root),
+        stage_version=downstream_settings.STAGE_VERSION,
+    log:
+        "results/logs/{dataset}/{experiment}/seed{seed}/downstream/{model}/{trained_on}/{scope}.log",
+    threads: lambda wc: flow.threads(wc.dataset, wc.experiment, "downstream")
+    resources:
+        gpu=lambda wc: flow.gpus(wc.dataset, wc.experiment),
+    script:
+        "../scripts/downstream.py"

@@ -1,0 +1,22 @@
+from seas.generator import settings as generator_settings
+
+
+rule generator:
+    input:
+        base=lambda wc: flow.base(wc.dataset, wc.experiment),
+        split=lambda wc: flow.split(**wc),
+    output:
+        directory("results/{dataset}/{experiment}/seed{seed}/generator/{product}"),
+    params:
+        settings=lambda wc: flow.parameters(
+            flow.settings(wc.dataset, wc.experiment), "generator", "data", stage="generator"
+        ),
+        root=lambda wc: str(flow.datasets[wc.dataset].root),
+        stage_version=generator_settings.STAGE_VERSION,
+    log:
+        "results/logs/{dataset}/{experiment}/seed{seed}/generator/{product}.log",
+    threads: lambda wc: flow.threads(wc.dataset, wc.experiment, "generator")
+    resources:
+        gpu=lambda wc: flow.gpus(wc.dataset, wc.experiment),
+    script:
+        "../scripts/generator.py"

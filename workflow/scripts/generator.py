@@ -1,0 +1,22 @@
+from pathlib import Path
+
+from seas.jobs import job
+
+with job(snakemake.log[0]):
+    from seas.data.settings import DataSettings
+    from seas.generator.settings import GeneratorSettings
+    from seas.generator.train import train_generator
+    from seas.settings import ComputeSettings
+
+    settings = snakemake.params.settings
+    train_generator(
+        Path(snakemake.input.base),
+        Path(snakemake.input.split),
+        Path(snakemake.params.root),
+        GeneratorSettings(**settings["generator"]),
+        DataSettings(**settings["data"]),
+        ComputeSettings(**settings["compute"]),
+        int(snakemake.wildcards.seed),
+        output=Path(snakemake.output[0]),
+        tensorboard=Path(snakemake.log[0]).with_suffix(""),
+    )

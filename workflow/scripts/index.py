@@ -1,0 +1,13 @@
+from pathlib import Path
+
+from seas.jobs import job
+
+with job(snakemake.log[0]):
+    from seas.data.index import index_product
+
+    index_product(
+        Path(snakemake.params.root),
+        snakemake.params.layout,
+        snakemake.wildcards.product,
+        output=Path(snakemake.output[0]),
+    )

@@ -1,0 +1,24 @@
+from pathlib import Path
+
+from seas.jobs import job
+
+with job(snakemake.log[0]):
+    from seas.data.settings import DataSettings
+    from seas.metrics.evaluate import evaluate_product
+    from seas.metrics.settings import MetricsSettings
+    from seas.settings import ComputeSettings
+
+    settings = snakemake.params.settings
+    evaluate_product(
+        Path(snakemake.input.generation),
+        Path(snakemake.input.split),
+        Path(snakemake.params.root),
+        MetricsSettings(**settings["metrics"]),
+        DataSettings(**settings["data"]),
+        ComputeSettings(**settings["compute"]),
+        int(snakemake.wildcards.seed),
+        dataset=snakemake.wildcards.dataset,
+        experiment=snakemake.wildcards.experiment,
+        product=snakemake.wildcards.product,
+        output=Path(snakemake.output[0]),
+    )
