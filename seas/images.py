@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageFile
+from scipy.ndimage import binary_dilation
 from torch import Tensor
 
 from seas.artifacts import writing_file
 from seas.errors import InputError
 
+OUTLINE = (255, 40, 40)
 NEARLY_SQUARE = 0.02
 """Sides that differ by less than this share are cropped by ``auto``, others are padded."""
 
@@ -162,6 +164,13 @@ def draw_augmentation(rng: np.random.Generator) -> int:
 def shrink_mask(mask: Tensor, size: int | tuple[int, int]) -> Tensor:
     """(B, 1, H, W) → (B, 1, *size) by max pooling, so that an anomaly never vanishes."""
     return torch.nn.functional.adaptive_max_pool2d(mask, size)
+
+
+def outlined(image: np.ndarray, mask: np.ndarray, width: int = 2) -> np.ndarray:
+    """The image, uint8 (H, W, 3), with a red line of ``width`` pixels around the mask, bool of any size."""
+    large = np.asarray(Image.fromarray(mask).resize(image.shape[1::-1], Image.Resampling.NEAREST))
+    line = binary_dilation(large, iterations=width) & ~large
+    return np.where(line[..., None], np.uint8(OUTLINE), image)
 
 
 def write_image(array: np.ndarray, path: Path) -> None:

@@ -13,8 +13,9 @@ from PIL import Image
 
 from seas.artifacts import Provenance, write_table, writing_folder
 from seas.generator.prompts import Prompts
+from seas.images import outlined
 from seas.report import parts
-from seas.report.figures import attention_overlay, outlined
+from seas.report.figures import attention_overlay
 from seas.report.runs import ReportedRun
 from seas.report.settings import ReportSettings
 from seas.report.tables import (

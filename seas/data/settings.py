@@ -23,7 +23,10 @@ class DataSettings(StationSettings):
     normals: int = setting(60, "normal images that generator and RMP train on", unit="images", source="Sec. 4.1", ge=1)
     augmentation: bool = setting(True, "turns by 90° and flips, one draw shared by an image, its mask and its normal", source="released code")
     groups: str | None = setting(
-        None, "csv beside the products (columns: image, group) of images that must stay on one side of the split", source="ours"
+        None,
+        "csv in each product's folder whose images (first column) stay on one side of the split by group (second column); "
+        "a product without it is not grouped",
+        source="ours",
     )
     train_only_small_types: bool = setting(
         False, "a type with fewer than three images trains and is not tested, instead of being an error", source="ours"

@@ -11,9 +11,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-from scipy.ndimage import binary_dilation
 
 from seas.artifacts import writing_file
+from seas.images import outlined
 from seas.report.tables import metric_label
 
 STYLE = {
@@ -49,8 +49,6 @@ ARM_COLOURS = {
     "real+generated": "#7b4fa3",
 }
 LOSS_COLOURS = ("#222222", "#2166ac", "#d08a1d", "#3a9a6a", "#b2456e")
-OUTLINE = (255, 40, 40)
-
 CELL = 160
 GAP = 6
 GAP_BETWEEN_TYPES = 18
@@ -123,14 +121,6 @@ def _cells(row: SheetRow) -> list[np.ndarray]:
 def _resized(image: np.ndarray) -> np.ndarray:
     method = Image.Resampling.BICUBIC if len(image) < CELL else Image.Resampling.LANCZOS
     return np.asarray(Image.fromarray(image).resize((CELL, CELL), method))
-
-
-def outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The image, uint8 (H, W, 3), with a line of two pixels around the mask, bool of any size."""
-    height, width = image.shape[:2]
-    large = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
-    line = binary_dilation(large, iterations=2) & ~large
-    return np.where(line[..., None], np.uint8(OUTLINE), image)
 
 
 def attention_overlay(image: np.ndarray, attention: np.ndarray) -> np.ndarray:

@@ -1,0 +1,93 @@
+"""What the networks will see of a dataset, shown before any job runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw
+
+from seas.data.index import fitted_anomalies, index_samples
+from seas.data.settings import DataSettings
+from seas.data.split import read_groups, split_samples
+from seas.errors import InputError
+from seas.images import load_fitted, outlined, write_image
+
+CELL = 128
+COLUMNS = 8
+MARGIN = 18
+KEPT_OF_AN_ANOMALY = 0.5
+SMALL = 4
+
+
+def check_dataset(root: Path, layout: str, data: DataSettings, output: Path, products: Sequence[str]) -> str:
+    """Index, split and fit each product; write a contact sheet each to ``output`` and give the findings as text.
+
+    Raises InputError when a product has faults, after all products were looked at; the message holds the findings too.
+    """
+    findings, faulty = [], 0
+    for product in products:
+        try:
+            findings.append(_check_product(Path(root), layout, data, Path(output), product))
+        except InputError as fault:
+            faulty += 1
+            findings.append(f"{product}: FAULTY\n  {fault}")
+    text = "\n".join(findings)
+    if faulty:
+        raise InputError(f"{faulty} of {len(products)} products cannot be used\n{text}")
+    return text
+
+
+def _check_product(root: Path, layout: str, data: DataSettings, output: Path, product: str) -> str:
+    table = index_samples(root, layout, product)
+    groups = read_groups(root, product, data.groups) if data.groups else {}
+    split = split_samples(table, data, 0, groups)
+    roles = split.groupby("role").size()
+    sizes = sorted(set(zip(table.width, table.height, strict=True)))
+    lines = [
+        f"{product}: {len(table)} images of {len(sizes)} sizes ({_size(sizes[0])} to {_size(sizes[-1])}), fitted to "
+        f"{data.image_size}×{data.image_size} by '{data.fit}'",
+        f"  good: {roles.get('normal', 0)} train the generator, {roles.get('reserve', 0)} more in train/good, "
+        f"{((split.type == 'good') & (split.role == 'test')).sum()} test",
+    ]
+    for name, rows in split[split.type != "good"].groupby("type"):
+        counts = rows.role.value_counts()
+        area = 100 * rows.anomaly_pixels / (rows.width * rows.height)
+        lines.append(
+            f"  {name}: {counts.get('shot', 0)} shots, {counts.get('test', 0)} test"
+            + (f", {counts['left_out']} left out (grouped with a shot)" if "left_out" in counts else "")
+            + f"; the defect covers {area.min():.2g} to {area.max():.2g} % of the image"
+        )
+    anomalies = list(fitted_anomalies(split, root, data))
+    for what, images in (
+        ("lose their whole defect by fitting (an error when the chain runs)", [i for i, _, pixels in anomalies if pixels == 0]),
+        ("lose more than half of it", [i for i, kept, pixels in anomalies if pixels and kept < KEPT_OF_AN_ANOMALY]),
+        (f"keep a defect of fewer than {SMALL} pixels", [i for i, _, pixels in anomalies if 0 < pixels < SMALL]),
+    ):
+        if images:
+            lines.append(f"  {len(images)} abnormal images {what}: {', '.join(images[:5])}{', …' if len(images) > 5 else ''}")
+    write_image(_contact_sheet(split, root, data), output / f"{product}.png")
+    return "\n".join(lines)
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}×{size[1]}"
+
+
+def _contact_sheet(split: pd.DataFrame, root: Path, data: DataSettings) -> np.ndarray:
+    """One line a type: its first shots and, after them, its first test images; masks outlined. uint8 (H, W, 3)."""
+    lines = []
+    for name in ["good", *sorted(set(split.type) - {"good"})]:
+        rows = split[split.type == name]
+        trains = rows[rows.role.isin(["shot", "normal"])].head(COLUMNS // 2)
+        lines.append((name, pd.concat([trains, rows[rows.role == "test"].head(COLUMNS - len(trains))])))
+    sheet = Image.new("RGB", (COLUMNS * CELL, len(lines) * (CELL + MARGIN)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for line, (name, rows) in enumerate(lines):
+        top = line * (CELL + MARGIN)
+        for column, row in enumerate(rows.itertuples()):
+            fitted = load_fitted(root, row, data.image_size, data.fit)
+            large = np.asarray(Image.fromarray(fitted.image).resize((CELL, CELL), Image.Resampling.BICUBIC))
+            sheet.paste(Image.fromarray(outlined(large, fitted.mask, width=1)), (column * CELL, top + MARGIN))
+            draw.text((column * CELL + 3, top + 3), f"{name} {row.role} {Path(row.image).stem}", fill="black")
+    return np.asarray(sheet)

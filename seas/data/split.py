@@ -1,0 +1,83 @@
+"""Which photographs train and which test (Sec. 4.1)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from seas.data.settings import DataSettings
+from seas.errors import InputError
+from seas.seeding import rng
+
+
+def split_samples(table: pd.DataFrame, settings: DataSettings, seed: int, groups: Mapping[str, str]) -> pd.DataFrame:
+    """The samples table with two more columns.
+
+    role: "shot" (abnormal, trains), "normal" (the good images that generator and RMP train on, drawn by
+    ``seed``), "reserve" (the other train/good), "test" (the complement), or "left_out" (of the complement, in one
+    group with an image that trains). type_index: 1 to G for the anomaly types by name, 0 for good.
+    ``groups`` maps an image to its group; an image that it does not name is a group of its own.
+
+    Raises InputError when a type has too few images to train and to test.
+    """
+    if settings.shots != "third" and settings.shots < 1:
+        raise InputError(f"data.shots is {settings.shots}; give 'third' or a number from 1")
+    table = table.sort_values(["folder", "type", "image"], ignore_index=True)
+    group = table.image.map(lambda image: groups.get(image, f"image {image}"))
+    types = sorted(set(table.type) - {"good"})
+    role = pd.Series("test", index=table.index)
+    role[table.folder == "train"] = "reserve"
+    good = table.index[(table.type == "good") & (table.folder == "train")]
+    chosen = rng(seed, "normals", table["product"].iloc[0]).permutation(len(good))[: settings.normals]
+    role[good[chosen]] = "normal"
+    for name in types:
+        role[_shots(table[table.type == name], group, settings)] = "shot"
+    trains = set(group[role != "test"])
+    role[(role == "test") & group.isin(trains)] = "left_out"
+    untested = [name for name in types if not ((table.type == name) & (role == "test")).any()]
+    if untested and not settings.train_only_small_types:
+        raise InputError(
+            f"{table['product'].iloc[0]}: no image of the type '{untested[0]}' is left to test; "
+            "add images, lower data.shots, or set data.train_only_small_types"
+        )
+    return table.assign(role=role, type_index=table.type.map(lambda name: types.index(name) + 1 if name in types else 0))
+
+
+def _shots(images: pd.DataFrame, group: pd.Series, settings: DataSettings) -> pd.Index:
+    """The first images by name, in whole groups: a group that would lead over the wanted number is passed by."""
+    product, name = images["product"].iloc[0], images.type.iloc[0]
+    if len(images) < 3:
+        if settings.train_only_small_types:
+            return images.index
+        raise InputError(
+            f"{product}: the type '{name}' has {len(images)} image{'s' * (len(images) > 1)}; 3 are needed to train and to test "
+            "(data.train_only_small_types lets such a type train untested)"
+        )
+    wanted = len(images) // 3 if settings.shots == "third" else settings.shots
+    taken: list[int] = []
+    for _, members in images.groupby(group[images.index], sort=False):
+        if len(taken) + len(members) <= wanted:
+            taken += list(members.index)
+    if not taken:
+        raise InputError(f"{product}: each group of the type '{name}' in data.groups has more images than the {wanted} shots")
+    return pd.Index(taken)
+
+
+def read_groups(root: Path, product: str, file: str) -> dict[str, str]:
+    """The groups of a product's images: image (relative to ``root``) → group; none when the product has no such file.
+
+    The csv's first column names images relative to the product's folder, its second their groups.
+
+    Raises InputError when the file is damaged or names an image that does not exist.
+    """
+    path = root / product / file
+    if not path.exists():
+        return {}
+    try:
+        table = pd.read_csv(path, dtype=str)
+        images, groups = table.iloc[:, 0], table.iloc[:, 1]
+    except (ValueError, IndexError, UnicodeDecodeError):
+        raise InputError(f"{path} is no csv with two columns, images and groups") from None
+    if missing := [image for image in images if not (root / product / str(image)).is_file()]:
+        raise InputError(f"{path} names the image '{missing[0]}', which does not exist")
+    return dict(zip((f"{product}/{image}" for image in images), groups, strict=True))
