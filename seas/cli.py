@@ -37,6 +37,7 @@ def generate(
     type: Annotated[str, typer.Option("--type", help="anomaly type; 'good' for normals")],
     number: Annotated[int, typer.Option("-n", min=1, help="number of images")],
     out: Annotated[Path, typer.Option(help="folder to write; it must not exist")],
+    first: Annotated[int, typer.Option(min=0, help="index of the first image, to make a set in shards")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="image i depends on the seed, the type and i alone")] = 0,
     rmp: Annotated[Path | None, typer.Option(help="folder of the mask branch; the one beside the generator when absent")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
@@ -45,7 +46,8 @@ def generate(
     with reporting_faults():
         from seas.generation.by_hand import generate_by_hand
 
-        generate_by_hand(generator, anomaly_type=type, number=number, output=out, seed=seed, rmp_folder=rmp, device=device)
+        generate_by_hand(
+            generator, anomaly_type=type, number=number, output=out, seed=seed, first=first, rmp=rmp, device=device)
         print(f"Images and masks: {out}")
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from seas.artifacts import Provenance, read_table, working_folder, write_table, writing_folder
+from seas.base.model import training_target
 from seas.data.settings import DataSettings
-from seas.errors import InputError
 from seas.generator.attention import AttentionMaps
 from seas.generator.batches import Batch, TrainingBatches
 from seas.generator.embeddings import add_tokens, fold_tokens
@@ -195,17 +195,3 @@ class GeneratorTrainer:
     def _positions(self, prompt: str, tokens: list[str]) -> Tensor:
         ids = token_ids(self.pipeline.tokenizer, tokens)
         return torch.tensor(token_positions(self.input_ids[prompt].tolist(), ids), device=self.device)
-
-
-def training_target(scheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the U-Net should predict, by the base's scheduler config.
-
-    Raises InputError for a prediction type other than epsilon and v_prediction.
-    """
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return noise
-    if kind == "v_prediction":
-        signal = scheduler.alphas_cumprod.to(latents)[timesteps].view(-1, 1, 1, 1)
-        return signal.sqrt() * noise - (1 - signal).sqrt() * latents
-    raise InputError(f"the base's scheduler predicts '{kind}'; only epsilon and v_prediction can be fine-tuned")

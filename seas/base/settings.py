@@ -1,0 +1,52 @@
+"""Settings of the base: a given pipeline, or the small one that the workflow pre-trains."""
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from seas.settings import StationSettings, setting
+
+STAGE_VERSION = 1
+
+
+class BaseSettings(StationSettings):
+    """The Stable-Diffusion-shaped model that every generator starts from (Sec. 3.1)."""
+
+    name: str = setting("sd_v1_4", "name of the base in results/base/", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    pretrained: str | None = setting(
+        "models/stable-diffusion-v1-4",
+        "folder of a finished pipeline (diffusers' layout); none: the workflow trains a small one with the settings below",
+        source="Sec. 4.1",
+    )
+    image_size: int = setting(64, "side of the images that a trained base is made for", unit="px", source="ours", ge=16, multiple_of=16)
+    vae_channels: tuple[int, ...] = setting(
+        (32, 64, 96), "VAE channels by level; each level after the first halves the side", source="ours", min_length=2
+    )
+    latent_channels: int = setting(4, "channels of the latents", source="SD v1-4", ge=1)
+    unet_channels: tuple[int, int, int, int] = setting(
+        (64, 96, 128, 128), "U-Net channels by level; cross-attention on all but the last, as SD has it", source="ours"
+    )
+    text_width: int = setting(128, "width of the text encoder", source="ours", ge=8, multiple_of=8)
+    text_layers: int = setting(2, "layers of the text encoder", source="ours", ge=1)
+    text_length: int = setting(32, "tokens of a prompt", source="ours", ge=8)
+    prediction_type: Literal["epsilon", "v_prediction"] = setting(
+        "v_prediction", "what a trained U-Net predicts (epsilon is worse than nothing at high noise when training is short)", source="ours"
+    )
+    corpus_images: int = setting(3072, "procedural pictures to train on", unit="images", source="ours", ge=8)
+    vae_updates: int = setting(450, "updates of the VAE", source="ours", ge=1)
+    vae_batch_size: int = setting(16, "pictures of a VAE batch", unit="images", source="ours", ge=1)
+    vae_learning_rate: float = setting(2e-3, "Adam's peak rate for the VAE; it falls along a cosine", source="ours", gt=0)
+    unet_updates: int = setting(700, "updates of the U-Net and the text encoder", source="ours", ge=1)
+    unet_batch_size: int = setting(16, "latents of a U-Net batch", unit="images", source="ours", ge=1)
+    unet_learning_rate: float = setting(1e-3, "AdamW's peak rate for U-Net and text encoder; it falls along a cosine", source="ours", gt=0)
+    ema_decay: float = setting(0.99, "decay of the averaged weights that are kept", source="ours", ge=0, lt=1)
+    dropped_captions: float = setting(0.1, "share of captions left empty, for guidance", source="SD v1-4", ge=0, lt=1)
+    seed: int = setting(0, "seed of corpus and training; the base is shared by all runs", source="ours", ge=0)
+    checkpoint_every: int = setting(100, "updates between two checkpoints", unit="updates", source="ours", ge=1)
+
+    @model_validator(mode="after")
+    def _levels_fit_the_image(self) -> "BaseSettings":
+        deepest = 2 ** (len(self.vae_channels) - 1) * 2 ** (len(self.unet_channels) - 1)
+        if self.pretrained is None and self.image_size % deepest:
+            raise ValueError(f"image_size is {self.image_size}; VAE and U-Net divide it by {deepest} in all; give a multiple of {deepest}")
+        return self

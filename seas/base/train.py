@@ -1,0 +1,156 @@
+"""Pre-training of the small base on the procedural corpus: first the VAE, then U-Net and text encoder on its latents."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from seas.artifacts import Provenance, working_folder, write_table, writing_folder
+from seas.base.corpus import corpus_image, vocabulary
+from seas.base.model import build_base, training_target
+from seas.base.settings import STAGE_VERSION, BaseSettings
+from seas.base.vae import LinearCode, start_near_identity, vae_losses
+from seas.images import to_tensor
+from seas.seeding import rng, seed_of, torch_rng
+from seas.settings import ComputeSettings
+from seas.training import autocast, prepare_device, progress, train
+
+WARM_UP = 0.05
+"""Share of the updates in which the rate rises."""
+ENCODED_AT_ONCE = 64
+
+
+def train_base(settings: BaseSettings, compute: ComputeSettings, *, output: Path, tensorboard: Path | None = None) -> None:
+    """Pre-train a base and write it as a folder that ``StableDiffusionPipeline.from_pretrained`` loads."""
+    device = prepare_device(compute)
+    obeyed = {"base": settings.model_dump(mode="json"), "compute": compute.model_dump(mode="json")}
+    provenance = Provenance.of("base", STAGE_VERSION, obeyed, settings.seed, {})
+    working = working_folder(output, provenance)
+
+    images, captions = _corpus(settings)
+    torch.manual_seed(seed_of(settings.seed, "base weights"))
+    pipeline = build_base(settings, vocabulary())
+    pipeline.to(device)
+    vae_table = _train_vae(pipeline, images, settings, compute, working / "vae", tensorboard)
+    latents = _encoded(pipeline, images, settings)
+    unet_table = _train_unet(pipeline, latents, captions, settings, compute, working / "unet", tensorboard)
+    with writing_folder(output, provenance) as folder:
+        pipeline.save_pretrained(folder)
+        write_table(vae_table, folder / "vae_losses.parquet")
+        write_table(unet_table, folder / "unet_losses.parquet")
+
+
+def _corpus(settings: BaseSettings) -> tuple[np.ndarray, list[str]]:
+    pictures = [
+        corpus_image(settings.seed, index, settings.image_size)
+        for index in progress(range(settings.corpus_images), f"base {settings.name}: corpus")
+    ]
+    return np.stack([image for image, _ in pictures]), [caption for _, caption in pictures]
+
+
+def rate(step: int, updates: int) -> float:
+    """The learning rate at a step as a share of its peak: a short rise, then a cosine down to 2 %."""
+    warm = max(1, round(WARM_UP * updates))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, updates - warm)))
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+def _train_vae(pipeline, images, settings: BaseSettings, compute: ComputeSettings, working: Path, tensorboard: Path | None):
+    vae = pipeline.vae
+    start_near_identity(vae)
+    side = 2 ** (len(settings.vae_channels) - 1)
+    code = LinearCode(to_tensor(images[:256]), side, settings.latent_channels)
+    code.mean, code.rows = code.mean.to(pipeline.device), code.rows.to(pipeline.device)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=settings.vae_learning_rate, betas=(0.9, 0.99), fused=True)
+    grid = (settings.vae_batch_size, settings.latent_channels, settings.image_size // side, settings.image_size // side)
+
+    def update(step: int) -> dict[str, Tensor]:
+        _set_rate(optimizer, settings.vae_learning_rate * rate(step, settings.vae_updates))
+        chosen = rng(settings.seed, "vae batch", step).integers(len(images), size=settings.vae_batch_size)
+        noise = torch.randn(grid, generator=torch_rng(settings.seed, "vae noise", step)).to(pipeline.device)
+        with autocast(compute):
+            losses = vae_losses(vae, code, to_tensor(images[chosen]).to(pipeline.device), step / settings.vae_updates, noise)
+        losses["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return {name: value.detach() for name, value in losses.items()}
+
+    vae.train()
+    table = train(
+        update,
+        settings.vae_updates,
+        {"vae": vae, "optimizer": optimizer},
+        working=working,
+        label=f"base {settings.name}: VAE",
+        checkpoint_every=settings.checkpoint_every,
+        tensorboard=tensorboard and tensorboard / "vae",
+    )
+    vae.eval().requires_grad_(False)
+    return table
+
+
+@torch.no_grad()
+def _encoded(pipeline, images: np.ndarray, settings: BaseSettings) -> Tensor:
+    """The corpus's latents (n, C, h, w) in units of their own deviation; the VAE learns its scaling factor."""
+    latents = torch.cat(
+        [
+            pipeline.vae.encode(to_tensor(images[start : start + ENCODED_AT_ONCE]).to(pipeline.device)).latent_dist.mean.float()
+            for start in progress(range(0, len(images), ENCODED_AT_ONCE), f"base {settings.name}: latents")
+        ]
+    )
+    factor = 1 / float(latents.std())
+    pipeline.vae.register_to_config(scaling_factor=factor)
+    return latents * factor
+
+
+def _train_unet(pipeline, latents, captions, settings: BaseSettings, compute: ComputeSettings, working: Path, tensorboard: Path | None):
+    unet, text_encoder, scheduler = pipeline.unet, pipeline.text_encoder, pipeline.scheduler
+    networks = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).train()
+    averaged = AveragedModel(networks, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+    optimizer = torch.optim.AdamW(networks.parameters(), lr=settings.unet_learning_rate, weight_decay=0.01, fused=True)
+    padded = {"padding": "max_length", "truncation": True, "max_length": settings.text_length, "return_tensors": "pt"}
+    input_ids = pipeline.tokenizer(["", *captions], **padded).input_ids.to(pipeline.device)
+
+    def update(step: int) -> dict[str, Tensor]:
+        _set_rate(optimizer, settings.unet_learning_rate * rate(step, settings.unet_updates))
+        draws = rng(settings.seed, "unet batch", step)
+        chosen = torch.from_numpy(draws.integers(len(latents), size=settings.unet_batch_size)).to(pipeline.device)
+        dropped = torch.from_numpy(draws.random(settings.unet_batch_size) < settings.dropped_captions).to(pipeline.device)
+        random = torch_rng(settings.seed, "unet noise", step)
+        clean = latents[chosen]
+        noise = torch.randn(clean.shape, generator=random).to(pipeline.device)
+        timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(clean),), generator=random).to(pipeline.device)
+        noisy = scheduler.add_noise(clean, noise, timesteps)
+        with autocast(compute):
+            context = text_encoder(input_ids[torch.where(dropped, 0, chosen + 1)])[0]
+            prediction = unet(noisy, timesteps, context).sample
+        loss = torch.nn.functional.mse_loss(prediction.float(), training_target(scheduler, clean, noise, timesteps))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        averaged.update_parameters(networks)
+        return {"loss": loss.detach()}
+
+    table = train(
+        update,
+        settings.unet_updates,
+        {"networks": networks, "averaged": averaged, "optimizer": optimizer},
+        working=working,
+        label=f"base {settings.name}: U-Net",
+        checkpoint_every=settings.checkpoint_every,
+        tensorboard=tensorboard and tensorboard / "unet",
+    )
+    networks.load_state_dict(averaged.module.state_dict())
+    networks.eval().requires_grad_(False)
+    return table

@@ -1,0 +1,51 @@
+"""Generation by hand, from the folder of a finished generator."""
+
+import json
+from pathlib import Path
+
+from seas.artifacts import read_manifest
+from seas.errors import InputError
+from seas.generation.diffusion import generate_tree
+from seas.generation.settings import GenerationSettings
+from seas.settings import ComputeSettings
+
+
+def generate_by_hand(
+    generator: Path,
+    *,
+    anomaly_type: str,
+    number: int,
+    first: int = 0,
+    output: Path,
+    seed: int,
+    rmp: Path | None,
+    device: str,
+) -> None:
+    """Write the images ``first`` to ``first + number - 1`` of one type as an MVTec-AD tree.
+
+    The mask branch and the settings are those that the workflow used beside the generator; without a
+    finished generation there the paper's settings are taken.
+
+    Raises InputError for an existing output, an unknown type, or a missing or damaged folder.
+    """
+    generator, output = Path(generator), Path(output)
+    if output.exists():
+        raise InputError(f"{output} exists already; name a folder that does not")
+    read_manifest(generator)
+    run, product = generator.resolve().parent.parent, generator.resolve().name
+    beside = rmp or run / "rmp" / product
+    if anomaly_type == "good":
+        beside = None
+    elif not beside.is_dir():
+        raise InputError(f"there is no mask branch at {beside}; name its folder with --rmp")
+    settings = _settings_beside(run / "generation" / product)
+    print(f"settings: {json.dumps(settings.model_dump(mode='json'))}", flush=True)
+    compute = ComputeSettings(device=device, precision="fp32" if device == "cpu" else "bf16", threads=2)
+    wanted = {anomaly_type: range(first, first + number)}
+    generate_tree(generator, beside, wanted, settings, compute, seed, output=output)
+
+
+def _settings_beside(generation: Path) -> GenerationSettings:
+    if not generation.is_dir():
+        return GenerationSettings()
+    return GenerationSettings(**read_manifest(generation)["settings"]["generation"])

@@ -1,0 +1,70 @@
+"""The crop-and-paste baseline: real shots' defects, cut out and pasted onto normals."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.ndimage import gaussian_filter
+
+from seas.artifacts import Provenance, read_table, writing_folder
+from seas.data.settings import DataSettings
+from seas.generation.settings import CROP_AND_PASTE_STAGE_VERSION
+from seas.generation.tree import write_generated, write_images_table
+from seas.images import Fitted, augment, load_fitted, valid_box
+from seas.seeding import rng
+from seas.training import progress
+
+SOFT_EDGE = 0.6
+"""Blur of the pasted outline, in pixels."""
+
+
+def crop_and_paste_product(
+    split: Path, root: Path, pairs_per_type: int, data: DataSettings, seed: int, *, output: Path
+) -> None:
+    """Write ``pairs_per_type`` pairs of each type: a shot's defect, turned or mirrored, at a random place of a training normal.
+
+    The tree is that of the generation, without normals.
+    """
+    settings = {"data": data.model_dump(mode="json"), "pairs_per_type": pairs_per_type}
+    provenance = Provenance.of("crop_and_paste", CROP_AND_PASTE_STAGE_VERSION, settings, seed, {"split": split})
+    table = read_table(split)
+    normals = _fitted(table[table.role == "normal"], root, data)
+    rows = []
+    with writing_folder(output, provenance) as folder:
+        for name, shots in table[table.role == "shot"].groupby("type"):
+            defects = _fitted(shots, root, data)
+            for index in progress(range(pairs_per_type), f"crop and paste {table['product'].iloc[0]} {name}"):
+                random = rng(seed, "crop and paste", name, index)
+                defect, (normal, source) = defects[random.integers(len(defects))][0], normals[random.integers(len(normals))]
+                turn = int(random.integers(8)) if data.augmentation else 0
+                image, mask = paste(random, defect, normal, turn)
+                top, left, height, width = valid_box(normal.valid)
+                part = (slice(top, top + height), slice(left, left + width))
+                rows.append(write_generated(folder, name, index, image[part], mask[part], source_normal=source, draws=1))
+        write_images_table(rows, folder)
+
+
+def _fitted(rows: pd.DataFrame, root: Path, data: DataSettings) -> list[tuple[Fitted, str]]:
+    return [(load_fitted(root, row, data.image_size, data.fit), row.image) for row in rows.itertuples()]
+
+
+def paste(random: np.random.Generator, defect: Fitted, normal: Fitted, turn: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut the defect out, turn it, and lay it over the normal at a random place of the part that is no padding.
+
+    Returns image uint8 (S, S, 3) and mask bool (S, S).
+    """
+    rows, columns = np.flatnonzero(defect.mask.any(1)), np.flatnonzero(defect.mask.any(0))
+    cut = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    patch, outline = augment(defect.image[cut], turn), augment(defect.mask[cut], turn)
+    top, left, height, width = valid_box(normal.valid)
+    patch, outline = patch[:height, :width], outline[:height, :width]
+    y = top + int(random.integers(height - outline.shape[0] + 1))
+    x = left + int(random.integers(width - outline.shape[1] + 1))
+    place = (slice(y, y + outline.shape[0]), slice(x, x + outline.shape[1]))
+    mask = np.zeros_like(normal.mask)
+    mask[place] = outline
+    pasted = normal.image.copy()
+    pasted[place] = np.where(outline[..., None], patch, pasted[place])
+    share = gaussian_filter(mask.astype(np.float32), SOFT_EDGE)[..., None] * mask[..., None]
+    share = share / max(share.max(), 1e-6)
+    return np.uint8(np.round(share * pasted + (1 - share) * normal.image)), mask

@@ -1,0 +1,147 @@
+"""From a noised normal to an image and its mask (Sec. 3.3)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin, StableDiffusionPipeline
+from torch import Tensor
+
+from seas.errors import InputError
+from seas.generation.settings import GenerationSettings
+from seas.generator.pipeline import StartNormals, encode_prompts
+from seas.generator.prompts import Prompts
+from seas.images import to_uint8
+from seas.rmp.features import UnetFeatures, latents_to_decode, vae_features
+from seas.rmp.network import RefinedMaskPrediction
+from seas.seeding import torch_rng
+from seas.settings import ComputeSettings
+from seas.training import autocast
+
+
+class Generated(NamedTuple):
+    """One image uint8 (H, W, 3) with its mask bool (H, W), the name of the normal it started from ("" for none)."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    source_normal: str
+
+
+def first_timestep(alphas_cumprod: Tensor, initial_signal: float) -> int:
+    """The timestep whose signal coefficient √ᾱ comes nearest to ``initial_signal``; the last one for 0."""
+    if initial_signal == 0:
+        return len(alphas_cumprod) - 1
+    return int((alphas_cumprod.sqrt() - initial_signal).abs().argmin())
+
+
+def timesteps_from(first: int, steps: int) -> list[int]:
+    """Evenly spaced timesteps from ``first`` down, 0 left out.
+
+    Raises InputError when there are more steps than timesteps.
+    """
+    if steps > first:
+        raise InputError(f"generation.steps is {steps}, but generation.initial_signal leaves only {first} timesteps; lower one of them")
+    return np.linspace(0, first, steps + 1).round().astype(int)[:0:-1].tolist()
+
+
+def sampling_scheduler(config, sampler: str) -> SchedulerMixin:
+    """The scheduler that removes noise, with the noise levels and prediction type of the base's own."""
+    if sampler == "ddim":
+        return DDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=False)
+    return DPMSolverMultistepScheduler.from_config(
+        config, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="sigma_min", timestep_spacing="linspace"
+    )
+
+
+class PairSampler:
+    """Makes image i of a type as a function of (seed, type, i, try), whatever is made beside it."""
+
+    def __init__(
+        self,
+        pipeline: StableDiffusionPipeline,
+        rmp: RefinedMaskPrediction | None,
+        prompts: Prompts,
+        start: StartNormals,
+        settings: GenerationSettings,
+        compute: ComputeSettings,
+        seed: int,
+    ) -> None:
+        """``rmp`` may be None when only normals are made."""
+        self.pipeline, self.rmp, self.prompts, self.start = pipeline, rmp, prompts, start
+        self.settings, self.compute, self.seed = settings, compute, seed
+        self.first = first_timestep(pipeline.scheduler.alphas_cumprod, settings.initial_signal)
+        self.timesteps = timesteps_from(self.first, settings.steps)
+
+    @torch.no_grad()
+    def make(self, anomaly_type: str, wanted: Sequence[tuple[int, int]]) -> list[Generated]:
+        """The images of ``wanted``, pairs of (index, try); ``anomaly_type`` "good" makes normals, with an empty mask.
+
+        At most ``batch_size`` at once: a smaller batch is filled up, so that an image's bits do not depend on its company.
+        """
+        settings, pipeline = self.settings, self.pipeline
+        filled = [*wanted, *([wanted[-1]] * (settings.batch_size - len(wanted)))]
+        latents, sources = self._first_latents(anomaly_type, filled)
+        normal = anomaly_type == "good"
+        prompt = self.prompts.normal() if normal else self.prompts.abnormal(anomaly_type)
+        prompts = [prompt] if settings.guidance == 1 else ["", prompt]
+        with autocast(self.compute):
+            context = encode_prompts(pipeline, [text for text in prompts for _ in filled])
+        scheduler = self._scheduler()
+        features = None if normal else UnetFeatures(pipeline.unet, self.rmp.settings.unet_blocks)
+        masks: list[Tensor] = []
+        for number, timestep in enumerate(scheduler.timesteps):
+            with autocast(self.compute):
+                output = pipeline.unet(latents.repeat(len(prompts), 1, 1, 1), timestep, context).sample.float()
+            conditional = output[-len(filled) :]
+            if features and number >= settings.steps - settings.mask_steps:
+                masks.append(self._mask(features, latents, conditional, timestep))
+            unconditional = output[: len(filled)]
+            guided = unconditional + settings.guidance * (conditional - unconditional)
+            latents = scheduler.step(guided, timestep, latents).prev_sample
+        if features:
+            features.remove()
+        with autocast(self.compute):
+            images = to_uint8(pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample)
+        anomalous = np.zeros(images.shape[:3], bool)
+        if masks:
+            anomalous = (torch.stack(masks).mean(0) > settings.threshold).cpu().numpy()
+        return [self._cut(images[k], anomalous[k], sources[k]) for k in range(len(wanted))]
+
+    def _first_latents(self, anomaly_type: str, wanted: Sequence[tuple[int, int]]) -> tuple[Tensor, list[int | None]]:
+        signal = self.pipeline.scheduler.alphas_cumprod[self.first].sqrt() if self.settings.initial_signal else torch.tensor(0.0)
+        latents, sources = [], []
+        for index, attempt in wanted:
+            random = torch_rng(self.seed, "generation", anomaly_type, index, attempt)
+            source = int(torch.randint(len(self.start.latents), (1,), generator=random))
+            noise = torch.randn(self.start.latents.shape[1:], generator=random)
+            latents.append(signal * self.start.latents[source] + (1 - signal**2).sqrt() * noise)
+            sources.append(source if self.settings.initial_signal else None)
+        return torch.stack(latents).to(self.pipeline.device), sources
+
+    def _scheduler(self) -> SchedulerMixin:
+        scheduler = sampling_scheduler(self.pipeline.scheduler.config, self.settings.sampler)
+        if self.settings.sampler == "ddim":
+            scheduler.set_timesteps(self.settings.steps, device=self.pipeline.device)
+            scheduler.timesteps = torch.tensor(self.timesteps, device=self.pipeline.device)
+        else:
+            scheduler.set_timesteps(timesteps=self.timesteps, device=self.pipeline.device)
+        return scheduler
+
+    def _mask(self, features: UnetFeatures, latents: Tensor, output: Tensor, timestep: Tensor) -> Tensor:
+        """The anomaly's probability (B, S, S) at one step, from the conditional half of the batch."""
+        pipeline, settings = self.pipeline, self.rmp.settings
+        decoded = latents_to_decode(settings.vae_latent, pipeline.scheduler, output, timestep, latents)
+        with autocast(self.compute):
+            unet_maps = [feature[-len(latents) :] for feature in features.read()]
+            vae_maps = vae_features(pipeline.vae, decoded, self.rmp.vae_levels, settings.vae_part)
+            logits = self.rmp(unet_maps, vae_maps).refined
+        return logits.float().softmax(1)[:, 1]
+
+    def _cut(self, image: np.ndarray, mask: np.ndarray, source: int | None) -> Generated:
+        """Without the padding of the normal that it started from."""
+        if source is None:
+            return Generated(image, mask, "")
+        top, left, height, width = self.start.boxes[source].tolist()
+        part = (slice(top, top + height), slice(left, left + width))
+        return Generated(image[part], mask[part], self.start.names[source])

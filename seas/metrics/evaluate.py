@@ -1,0 +1,195 @@
+"""The metrics' stage: how good and how diverse the generated images of one product are."""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+
+from seas.artifacts import read_table, write_table
+from seas.data.settings import DataSettings
+from seas.errors import InputError
+from seas.images import load_fitted, read_image, read_mask, shrink_mask
+from seas.metrics.diversity import ic_lpips
+from seas.metrics.extractors import FeatureExtractor, build_extractor
+from seas.metrics.quality import inception_score, kid
+from seas.metrics.settings import MetricsSettings
+from seas.seeding import seed_of
+from seas.settings import ComputeSettings
+from seas.training import prepare_device, progress
+
+COLUMNS = [
+    "dataset",
+    "product",
+    "method",
+    "model",
+    "variant",
+    "level",
+    "metric",
+    "value",
+    "experiment",
+    "trained_on",
+    "seed",
+    "protocol",
+    "extractor",
+]
+METRICS_OF_TYPES = ("is", "ic_lpips", "ic_lpips_nonzero", "ic_lpips_anomaly", "ic_lpips_anomaly_nonzero")
+REFERENCE_ROLES = {"train_shots": ("shot",), "all_real": ("shot", "test")}
+
+
+class Photographs(NamedTuple):
+    """Images uint8 (N, S, S, 3) and their masks bool (N, S, S)."""
+
+    images: np.ndarray
+    masks: np.ndarray
+
+    def masked(self) -> np.ndarray:
+        """The images with every pixel outside the mask black."""
+        return self.images * self.masks[..., None]
+
+
+class Measured(NamedTuple):
+    """A value of a metric; ``protocol`` are the numbers that it depends on."""
+
+    metric: str
+    value: float
+    protocol: dict[str, int | str]
+    extractor: str
+
+
+def evaluate_product(
+    generation: Path,
+    split: Path,
+    root: Path,
+    settings: MetricsSettings,
+    data: DataSettings,
+    compute: ComputeSettings,
+    seed: int,
+    *,
+    dataset: str,
+    experiment: str,
+    product: str,
+    output: Path,
+) -> None:
+    """Write the table of the metrics of one product's generated images, in the columns ``COLUMNS``.
+
+    IS, IC-LPIPS and IC-LPIPS(a) are measured for each anomaly type (rows of the variant "type=<name>") and
+    averaged over the types (variant ""). KID compares the generated normal images with the training normals
+    that the generator has not seen (role "reserve"); it is NaN where one side has fewer than two.
+
+    Raises InputError when nothing was generated or a generated type has no real image.
+    """
+    generated, real = read_table(generation / "images.parquet"), read_table(split)
+    types = sorted(set(generated["type"]) - {"good"})
+    if not types:
+        raise InputError(f"{generation} has no generated anomaly images to measure")
+    device = prepare_device(compute)
+    evaluation = _Evaluation(generation, root, settings, data, build_extractor(settings, device, compute), seed)
+
+    rows = []
+    for name in progress(types, f"metrics of {product}"):
+        pairs = generated[generated["type"] == name]
+        references = real[(real["type"] == name) & real["role"].isin(REFERENCE_ROLES[settings.reference])]
+        if references.empty:
+            raise InputError(f"{split} has no {settings.reference} image of the generated type {name!r}")
+        rows += [(f"type={name}", measured) for measured in evaluation.of_type(pairs, references)]
+    means = [("", _mean([found for _, found in rows if found.metric == metric])) for metric in METRICS_OF_TYPES]
+    normals = evaluation.of_normals(generated[generated["type"] == "good"], real[real["role"] == "reserve"])
+
+    common = {"dataset": dataset, "product": product, "method": "seas", "model": "", "level": "generation"}
+    common |= {"experiment": experiment, "trained_on": "", "seed": seed}
+    records = [common | {"variant": variant} | found._asdict() for variant, found in [*means, ("", normals), *rows]]
+    table = pd.DataFrame(records)
+    write_table(table.assign(protocol=table["protocol"].map(_protocol))[COLUMNS], output)
+
+
+class _Evaluation(NamedTuple):
+    generation: Path
+    root: Path
+    settings: MetricsSettings
+    data: DataSettings
+    extractor: FeatureExtractor
+    seed: int
+
+    def of_type(self, pairs: pd.DataFrame, references: pd.DataFrame) -> Iterator[Measured]:
+        generated, real = self._generated(pairs), self._real(references)
+        logits, _ = self._logits_and_features(generated.images)
+        splits = max(1, min(self.settings.is_splits, len(pairs) // 2))
+        protocol = {"images": len(pairs), "size": self.settings.image_size}
+        score = inception_score(logits, splits)
+        yield Measured("is", score, {"splits": splits, **protocol}, self.extractor.features_name)
+
+        protocol |= {"reference": self.settings.reference, "references": len(references)}
+        protocol |= {"cap": self.settings.cluster_cap or "none"}
+        kinds = {"ic_lpips": (generated.images, real.images), "ic_lpips_anomaly": (generated.masked(), real.masked())}
+        for metric, (images, centres) in kinds.items():
+            found = ic_lpips(
+                images,
+                centres,
+                self.extractor.embed,
+                cap=self.settings.cluster_cap,
+                batch_size=self.settings.batch_size,
+                seed=seed_of(self.seed, metric, pairs["type"].iloc[0]),
+            )
+            counts = protocol | {"scored_clusters": found.scored_clusters}
+            yield Measured(metric, found.mean, counts, self.extractor.distance_name)
+            yield Measured(f"{metric}_nonzero", found.nonzero_mean, counts, self.extractor.distance_name)
+
+    def of_normals(self, generated: pd.DataFrame, reserve: pd.DataFrame) -> Measured:
+        subset_size = min(self.settings.kid_subset_size, len(generated), len(reserve))
+        protocol = {"subset_size": subset_size, "real": len(reserve), "generated": len(generated)}
+        value = float("nan")
+        if subset_size >= 2:
+            _, of_real = self._logits_and_features(self._real(reserve).images)
+            _, of_generated = self._logits_and_features(self._generated(generated).images)
+            value = kid(of_real, of_generated, subset_size, seed=self.seed)
+        else:
+            protocol["why"] = "fewer than two images on one side"
+        return Measured("kid", value, protocol | {"size": self.settings.image_size}, self.extractor.features_name)
+
+    def _logits_and_features(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
+        size = self.settings.batch_size
+        batches = [
+            self.extractor.logits_and_features(images[start : start + size]) for start in range(0, len(images), size)
+        ]
+        logits, features = zip(*batches, strict=True)
+        return torch.cat(logits).cpu(), torch.cat(features).cpu()
+
+    def _real(self, rows: pd.DataFrame) -> Photographs:
+        fitted = (load_fitted(self.root, row, self.data.image_size, self.data.fit) for row in rows.itertuples())
+        return _resized(((each.image, each.mask) for each in fitted), self.settings.image_size)
+
+    def _generated(self, rows: pd.DataFrame) -> Photographs:
+        return _resized(map(partial(_read, self.generation), rows.itertuples()), self.settings.image_size)
+
+
+def _read(folder: Path, row) -> tuple[np.ndarray, np.ndarray]:
+    image = read_image(folder / row.image)
+    return image, read_mask(folder / row.mask) if row.mask else np.zeros(image.shape[:2], bool)
+
+
+def _resized(pairs: Iterable[tuple[np.ndarray, np.ndarray]], size: int) -> Photographs:
+    """Images by bilinear interpolation, masks so that an anomaly never vanishes."""
+    images, masks = [], []
+    for image, mask in pairs:
+        images.append(np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)))
+        masks.append(shrink_mask(torch.from_numpy(mask)[None, None].float(), size)[0, 0].numpy() > 0)
+    return Photographs(np.stack(images), np.stack(masks))
+
+
+def _mean(found: list[Measured]) -> Measured:
+    """The unweighted mean over types; a number of the protocol that differs between types is shown as "least-most"."""
+    protocol: dict[str, int | str] = {"types": len(found)}
+    for key in found[0].protocol:
+        values = sorted({measured.protocol[key] for measured in found})
+        protocol[key] = values[0] if len(values) == 1 else f"{values[0]}-{values[-1]}"
+    return found[0]._replace(value=float(np.mean([measured.value for measured in found])), protocol=protocol)
+
+
+def _protocol(counts: dict[str, int | str]) -> str:
+    return "; ".join(f"{key}={value}" for key, value in counts.items())

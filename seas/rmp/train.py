@@ -1,0 +1,207 @@
+"""Training of the mask branch on the features of a finished generator (Sec. 3.3)."""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from seas.artifacts import Provenance, read_table, working_folder, write_json, write_table, writing_folder
+from seas.data.settings import DataSettings
+from seas.errors import InputError
+from seas.generator.batches import TrainingBatches
+from seas.generator.pipeline import encode_prompts, load_pipeline
+from seas.generator.prompts import Prompts
+from seas.rmp.features import UnetFeatures, latents_to_decode, vae_features
+from seas.rmp.losses import mask_losses
+from seas.rmp.network import MaskLogits, RefinedMaskPrediction
+from seas.rmp.settings import STAGE_VERSION, RmpSettings
+from seas.seeding import seed_of, torch_rng
+from seas.settings import ComputeSettings
+from seas.training import autocast, prepare_device, train
+
+WEIGHTS = "rmp.safetensors"
+CONFIG = "config.json"
+
+
+def train_rmp(
+    generator: Path,
+    split: Path,
+    root: Path,
+    settings: RmpSettings,
+    data: DataSettings,
+    compute: ComputeSettings,
+    seed: int,
+    *,
+    output: Path,
+    tensorboard: Path | None = None,
+) -> None:
+    """Train the mask branch on a generator's frozen networks, and write its folder.
+
+    The folder holds rmp.safetensors, config.json (what ``load_rmp`` rebuilds it from) and losses.parquet.
+
+    Raises InputError for a generator that cannot be loaded or does not fit the settings.
+    """
+    device = prepare_device(compute)
+    obeyed = {
+        name: part.model_dump(mode="json") for name, part in (("rmp", settings), ("data", data), ("compute", compute))
+    }
+    provenance = Provenance.of("rmp", STAGE_VERSION, obeyed, seed, {"generator": generator, "split": split})
+    working = working_folder(output, provenance)
+
+    pipeline = load_pipeline(generator, device)
+    prompts = Prompts.load(generator)
+    batches = TrainingBatches(
+        read_table(split),
+        root,
+        data,
+        pipeline.vae,
+        prompts,
+        seed=seed,
+        abnormal_per_batch=settings.abnormal_per_batch,
+        normal_per_batch=settings.normal_per_batch,
+    )
+    trainer = RmpTrainer(pipeline, prompts, batches, settings, compute, seed)
+    losses = train(
+        trainer.update,
+        settings.updates_per_type * len(prompts.types),
+        trainer.state,
+        working=working,
+        label=f"rmp {prompts.product}",
+        checkpoint_every=settings.checkpoint_every,
+        tensorboard=tensorboard,
+    )
+    with writing_folder(output, provenance) as folder:
+        save_rmp(trainer.network, folder)
+        write_table(losses, folder / "losses.parquet")
+
+
+class RmpTrainer:
+    """One update of the mask branch (Eq. 7); U-Net, VAE and text encoder stay as they are."""
+
+    def __init__(
+        self,
+        pipeline: StableDiffusionPipeline,
+        prompts: Prompts,
+        batches: TrainingBatches,
+        settings: RmpSettings,
+        compute: ComputeSettings,
+        seed: int,
+    ) -> None:
+        self.pipeline, self.batches, self.settings = pipeline, batches, settings
+        self.compute, self.seed, self.device = compute, seed, pipeline.device
+        # Layers draw their first weights from the global generator: seeded for this block alone.
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(seed_of(seed, "rmp weights"))
+            self.network = RefinedMaskPrediction.for_pipeline(pipeline.unet, pipeline.vae, settings)
+        self.network.to(self.device).train()
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        self.features = UnetFeatures(pipeline.unet, settings.unet_blocks)
+        texts = [prompts.normal(), *(prompts.abnormal(name) for name in prompts.types)]
+        with torch.no_grad(), autocast(compute):
+            self.context = dict(zip(texts, encode_prompts(pipeline, texts), strict=True))
+
+    @property
+    def state(self) -> dict:
+        """Everything that an update changes."""
+        return {"rmp": self.network, "optimizer": self.optimizer}
+
+    def update(self, step: int) -> dict[str, Tensor]:
+        """One optimizer update; gives its losses."""
+        accumulation = self.settings.gradient_accumulation
+        total: dict[str, Tensor] = {}
+        for part in range(accumulation):
+            losses = self.losses(step * accumulation + part)
+            (losses["loss"] / accumulation).backward()
+            total = {name: total.get(name, 0) + value.detach() / accumulation for name, value in losses.items()}
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total
+
+    def losses(self, draw: int) -> dict[str, Tensor]:
+        """The terms of Eq. 7 on one batch."""
+        settings, batch = self.settings, self.batches.batch(draw)
+        abnormal = int(batch.is_abnormal.sum())
+        unet_features, refining = self._frozen_features(batch.latents.to(self.device), batch.prompts, abnormal, draw)
+        with autocast(self.compute):
+            feature, coarse = self.network.coarse(unet_features)
+            refined = self.network.refine(feature[:abnormal], coarse[:abnormal], refining)
+            enlarged = self.network.enlarge(feature[abnormal:], coarse[abnormal:])
+        return mask_losses(
+            MaskLogits(coarse[:abnormal], refined),
+            MaskLogits(coarse[abnormal:], enlarged),
+            batch.mask[:abnormal].to(self.device),
+            batch.valid.to(self.device),
+            gamma=settings.focal_gamma,
+            smoothing=settings.label_smoothing,
+            coarse_supervision=settings.coarse_supervision,
+            normal_supervision=settings.normal_supervision,
+        )
+
+    def _frozen_features(
+        self, latents: Tensor, prompts: list[str], abnormal: int, draw: int
+    ) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        """The U-Net's features of all images and the VAE's of the first ``abnormal`` ones, at drawn timesteps."""
+        scheduler, settings = self.pipeline.scheduler, self.settings
+        random = torch_rng(self.seed, "rmp noise", draw)
+        noise = torch.randn(latents.shape, generator=random).to(self.device)
+        count = scheduler.config.num_train_timesteps
+        if settings.timesteps == "last_fraction":
+            count = max(1, round(count * settings.last_fraction))
+        timesteps = torch.randint(count, (len(latents),), generator=random).to(self.device)
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        context = torch.stack([self.context[prompt] for prompt in prompts])
+        with torch.no_grad(), autocast(self.compute):
+            prediction = self.pipeline.unet(noisy, timesteps, context).sample
+            decoded = latents_to_decode(
+                settings.vae_latent, scheduler, prediction[:abnormal], timesteps[:abnormal], noisy[:abnormal]
+            )
+            refining = vae_features(self.pipeline.vae, decoded, self.network.vae_levels, settings.vae_part)
+        return self.features.read(), refining
+
+
+def save_rmp(network: RefinedMaskPrediction, folder: Path) -> None:
+    """Write the weights, the running statistics and the config of a mask branch into ``folder``."""
+    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / WEIGHTS)
+    write_json(_config_of(network), folder / CONFIG)
+
+
+def load_rmp(
+    folder: Path, pipeline: StableDiffusionPipeline, device: torch.device | str = "cpu"
+) -> RefinedMaskPrediction:
+    """The trained mask branch of a generator, in evaluation mode and without gradients.
+
+    Raises InputError when it is missing or damaged, or was trained for networks of other sizes.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        settings = RmpSettings(**config["settings"])
+        weights = load_file(folder / WEIGHTS)
+    except FileNotFoundError as fault:
+        raise InputError(
+            f"{folder} is no finished mask branch: {Path(fault.filename or WEIGHTS).name} is missing"
+        ) from None
+    except Exception as fault:
+        raise InputError(f"{folder} is no finished mask branch: {fault}") from None
+    network = RefinedMaskPrediction.for_pipeline(pipeline.unet, pipeline.vae, settings)
+    if _config_of(network) != config:
+        raise InputError(f"the mask branch {folder} was trained for another base than this generator's")
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as fault:
+        raise InputError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {fault}") from None
+    return network.to(device).eval().requires_grad_(False)
+
+
+def _config_of(network: RefinedMaskPrediction) -> dict:
+    return {
+        "unet_channels": list(network.unet_channels),
+        "vae_channels": list(network.vae_channels),
+        "upscaling": network.upscaling,
+        "settings": network.settings.model_dump(mode="json"),
+    }
