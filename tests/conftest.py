@@ -13,8 +13,14 @@ from seas.base.settings import BaseSettings
 from seas.data.index import index_product, split_product
 from seas.data.miniature import write_miniature
 from seas.data.settings import DataSettings
+from seas.generator.settings import GeneratorSettings
+from seas.generator.train import train_generator
+from seas.rmp.settings import RmpSettings
+from seas.rmp.train import train_rmp
+from seas.settings import ComputeSettings
 
 REPOSITORY = Path(__file__).parent.parent
+ONE_THREAD = ComputeSettings(device="cpu", precision="fp32", threads=1)
 TINY_BASE = {
     "name": "tiny",
     "pretrained": None,
@@ -62,6 +68,24 @@ def miniature(miniature_root, tmp_path_factory) -> Miniature:
     index_product(miniature_root, "mvtec_ad", product, output=folder / "index.parquet")
     split_product(folder / "index.parquet", data, 0, root=miniature_root, output=folder / "split.parquet")
     return Miniature(miniature_root, product, data, folder / "split.parquet")
+
+
+@pytest.fixture(scope="session")
+def generator(tiny_base, miniature, tmp_path_factory) -> Path:
+    """A generator of the miniature's object after a few updates."""
+    folder = tmp_path_factory.mktemp("shared") / "generator" / "washer"
+    settings = GeneratorSettings(updates_per_type=1, attention_layers=(1, 2))
+    train_generator(tiny_base, miniature.split, miniature.root, settings, miniature.data, ONE_THREAD, 0, output=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rmp(generator, miniature, tmp_path_factory) -> Path:
+    """The mask branch of that generator after a few updates."""
+    folder = tmp_path_factory.mktemp("shared") / "rmp" / "washer"
+    settings = RmpSettings(updates_per_type=1)
+    train_rmp(generator, miniature.split, miniature.root, settings, miniature.data, ONE_THREAD, 0, output=folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -341,6 +341,7 @@ SAMPLES = [
     ("bent", "test", 18, 0.5),
     ("cut", "shot", 40, 1),
     ("cut", "test", 250, 1),
+    ("cut", "left_out", 251, 1),
 ]
 GENERATED = [
     ("good", 100, 0),
@@ -460,6 +461,7 @@ def test_all_real_images_can_be_the_references(measured):
     # The test image of value 18 takes the generated 20 away from the shot of value 12.
     assert value(table, "ic_lpips", "type=bent") == pytest.approx((14 - 10) ** 2 / 4)
     assert "reference=all_real; references=4" in protocol(table, "ic_lpips", "type=bent")
+    assert "references=3" in protocol(table, "ic_lpips", "type=cut")
 
 
 def test_kid_without_unseen_normals_is_no_number_and_says_why(measured):

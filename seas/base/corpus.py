@@ -34,7 +34,7 @@ MATERIALS: dict[str, Material] = {
     "wooden": lambda random, plane: 0.05 * rendering.wooden(random, plane, random.uniform(0, np.pi)),
     "painted": lambda random, plane: 0.02 * rendering.cloud(random, plane.size, 3),
     "woven": lambda random, plane: random.uniform(0.06, 0.15)
-    * rendering.woven(plane.turned((0.5, 0.5), random.uniform(0, np.pi)), random.uniform(6, 14), tuple(random.uniform(0, 2, 2))),
+    * rendering.woven(plane.turned((0.5, 0.5), random.uniform(0, np.pi)), random.uniform(5, 11), tuple(random.uniform(0, 2, 2))),
     "rough": lambda random, plane: 0.06 * rendering.cloud(random, plane.size, 10),
 }
 OUTLINES: dict[str, Callable[[np.random.Generator, Plane, float], np.ndarray]] = {

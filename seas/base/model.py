@@ -14,7 +14,7 @@ from seas.base.settings import BaseSettings
 from seas.errors import InputError
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
-NORM_GROUPS = 4
+CHANNELS_OF_A_GROUP = 8
 HEADS = 4
 
 
@@ -42,7 +42,7 @@ def build_base(settings: BaseSettings, words: Sequence[str]) -> StableDiffusionP
         block_out_channels=settings.vae_channels,
         layers_per_block=1,
         latent_channels=settings.latent_channels,
-        norm_num_groups=NORM_GROUPS,
+        norm_num_groups=max(1, settings.vae_channels[0] // CHANNELS_OF_A_GROUP),
         sample_size=settings.image_size,
         mid_block_add_attention=False,
     )

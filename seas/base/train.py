@@ -12,7 +12,7 @@ from seas.artifacts import Provenance, working_folder, write_table, writing_fold
 from seas.base.corpus import corpus_image, vocabulary
 from seas.base.model import build_base, training_target
 from seas.base.settings import STAGE_VERSION, BaseSettings
-from seas.base.vae import LinearCode, start_near_identity, vae_losses
+from seas.base.vae import LinearCode, start_at_code, vae_losses
 from seas.images import to_tensor
 from seas.seeding import rng, seed_of, torch_rng
 from seas.settings import ComputeSettings
@@ -21,6 +21,8 @@ from seas.training import autocast, prepare_device, progress, train
 WARM_UP = 0.05
 """Share of the updates in which the rate rises."""
 ENCODED_AT_ONCE = 64
+FITTED_TO = 128
+"""Pictures that the linear code is fitted to."""
 
 
 def train_base(settings: BaseSettings, compute: ComputeSettings, *, output: Path, tensorboard: Path | None = None) -> None:
@@ -66,10 +68,10 @@ def _set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 
 def _train_vae(pipeline, images, settings: BaseSettings, compute: ComputeSettings, working: Path, tensorboard: Path | None):
     vae = pipeline.vae
-    start_near_identity(vae)
     side = 2 ** (len(settings.vae_channels) - 1)
-    code = LinearCode(to_tensor(images[:256]), side, settings.latent_channels)
-    code.mean, code.rows = code.mean.to(pipeline.device), code.rows.to(pipeline.device)
+    first = to_tensor(images[:FITTED_TO]).to(pipeline.device)
+    code = LinearCode(first, side, settings.latent_channels)
+    start_at_code(vae, code, first)
     optimizer = torch.optim.Adam(vae.parameters(), lr=settings.vae_learning_rate, betas=(0.9, 0.99), fused=True)
     grid = (settings.vae_batch_size, settings.latent_channels, settings.image_size // side, settings.image_size // side)
 
@@ -78,7 +80,7 @@ def _train_vae(pipeline, images, settings: BaseSettings, compute: ComputeSetting
         chosen = rng(settings.seed, "vae batch", step).integers(len(images), size=settings.vae_batch_size)
         noise = torch.randn(grid, generator=torch_rng(settings.seed, "vae noise", step)).to(pipeline.device)
         with autocast(compute):
-            losses = vae_losses(vae, code, to_tensor(images[chosen]).to(pipeline.device), step / settings.vae_updates, noise)
+            losses = vae_losses(vae, code, to_tensor(images[chosen]).to(pipeline.device), noise)
         losses["loss"].backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()

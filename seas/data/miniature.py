@@ -45,8 +45,8 @@ def _fabric(random: np.random.Generator, plane: Plane) -> tuple[np.ndarray, np.n
     warped = Plane(
         plane.y + 0.006 * rendering.smooth_noise(random, size, 4), plane.x + 0.006 * rendering.smooth_noise(random, size, 4)
     ).turned((0.5, 0.5), random.uniform(-0.03, 0.03))
-    weave = rendering.woven(warped, 13, tuple(random.uniform(0, 2, 2)))
-    thread = 0.05 * rendering.smooth_noise(random, size, (13, 3)) + 0.05 * rendering.smooth_noise(random, size, (3, 13))
+    weave = rendering.woven(warped, 9, tuple(random.uniform(0, 2, 2)))
+    thread = 0.05 * rendering.smooth_noise(random, size, (9, 3)) + 0.05 * rendering.smooth_noise(random, size, (3, 9))
     field = 0.52 + 0.13 * weave + 0.5 * thread + 0.015 * rendering.grain(random, size, size // 2)
     picture = rendering.coloured(field, (1.06, 0.98, 0.82))
     return picture * rendering.lit(random, plane, 0.15)[..., None] * random.uniform(0.94, 1.06), np.full_like(plane.y, -1)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin, StableDiffusionPipeline
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from torch import Tensor
 
 from seas.errors import InputError
@@ -45,12 +45,13 @@ def timesteps_from(first: int, steps: int) -> list[int]:
     return np.linspace(0, first, steps + 1).round().astype(int)[:0:-1].tolist()
 
 
-def sampling_scheduler(config, sampler: str) -> SchedulerMixin:
-    """The scheduler that removes noise, with the noise levels and prediction type of the base's own."""
-    if sampler == "ddim":
-        return DDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=False)
+def sampling_scheduler(config, sampler: str) -> DPMSolverMultistepScheduler:
+    """The scheduler that removes noise, with the noise levels and prediction type of the base's own.
+
+    DPM-Solver++ of the second order, or of the first, which is DDIM without noise.
+    """
     return DPMSolverMultistepScheduler.from_config(
-        config, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="sigma_min", timestep_spacing="linspace"
+        config, algorithm_type="dpmsolver++", solver_order=1 if sampler == "ddim" else 2, timestep_spacing="linspace"
     )
 
 
@@ -87,7 +88,8 @@ class PairSampler:
         prompts = [prompt] if settings.guidance == 1 else ["", prompt]
         with autocast(self.compute):
             context = encode_prompts(pipeline, [text for text in prompts for _ in filled])
-        scheduler = self._scheduler()
+        scheduler = sampling_scheduler(pipeline.scheduler.config, settings.sampler)
+        scheduler.set_timesteps(timesteps=self.timesteps, device=pipeline.device)
         features = None if normal else UnetFeatures(pipeline.unet, self.rmp.settings.unet_blocks)
         masks: list[Tensor] = []
         for number, timestep in enumerate(scheduler.timesteps):
@@ -118,15 +120,6 @@ class PairSampler:
             latents.append(signal * self.start.latents[source] + (1 - signal**2).sqrt() * noise)
             sources.append(source if self.settings.initial_signal else None)
         return torch.stack(latents).to(self.pipeline.device), sources
-
-    def _scheduler(self) -> SchedulerMixin:
-        scheduler = sampling_scheduler(self.pipeline.scheduler.config, self.settings.sampler)
-        if self.settings.sampler == "ddim":
-            scheduler.set_timesteps(self.settings.steps, device=self.pipeline.device)
-            scheduler.timesteps = torch.tensor(self.timesteps, device=self.pipeline.device)
-        else:
-            scheduler.set_timesteps(timesteps=self.timesteps, device=self.pipeline.device)
-        return scheduler
 
     def _mask(self, features: UnetFeatures, latents: Tensor, output: Tensor, timestep: Tensor) -> Tensor:
         """The anomaly's probability (B, S, S) at one step, from the conditional half of the batch."""

@@ -1,9 +1,10 @@
 """The metrics' stage: how good and how diverse the generated images of one product are."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -39,7 +40,10 @@ COLUMNS = [
     "extractor",
 ]
 METRICS_OF_TYPES = ("is", "ic_lpips", "ic_lpips_nonzero", "ic_lpips_anomaly", "ic_lpips_anomaly_nonzero")
-REFERENCE_ROLES = {"train_shots": ("shot",), "all_real": ("shot", "test")}
+REFERENCE_ROLES = {"train_shots": ("shot",), "all_real": ("shot", "test", "left_out")}
+
+Counts = dict[str, Any]
+"""The numbers that a value depends on, by plain names; joined they are the column protocol."""
 
 
 class Photographs(NamedTuple):
@@ -54,11 +58,11 @@ class Photographs(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """A value of a metric; ``protocol`` are the numbers that it depends on."""
+    """A value of a metric, the numbers that it depends on, and the network behind it."""
 
     metric: str
     value: float
-    protocol: dict[str, int | str]
+    protocol: Counts
     extractor: str
 
 
@@ -89,7 +93,9 @@ def evaluate_product(
     if not types:
         raise InputError(f"{generation} has no generated anomaly images to measure")
     device = prepare_device(compute)
-    evaluation = _Evaluation(generation, root, settings, data, build_extractor(settings, device, compute), seed)
+    # In bf16 generated images change their nearest reference, and IC-LPIPS with it.
+    exact = compute.model_copy(update={"precision": "fp32"})
+    evaluation = _Evaluation(generation, root, settings, data, build_extractor(settings, device, exact), seed)
 
     rows = []
     for name in progress(types, f"metrics of {product}"):
@@ -101,14 +107,19 @@ def evaluate_product(
     means = [("", _mean([found for _, found in rows if found.metric == metric])) for metric in METRICS_OF_TYPES]
     normals = evaluation.of_normals(generated[generated["type"] == "good"], real[real["role"] == "reserve"])
 
-    common = {"dataset": dataset, "product": product, "method": "seas", "model": "", "level": "generation"}
-    common |= {"experiment": experiment, "trained_on": "", "seed": seed}
-    records = [common | {"variant": variant} | found._asdict() for variant, found in [*means, ("", normals), *rows]]
-    table = pd.DataFrame(records)
-    write_table(table.assign(protocol=table["protocol"].map(_protocol))[COLUMNS], output)
+    table = pd.DataFrame(
+        [
+            {"variant": variant, **found._asdict(), "protocol": _joined(found.protocol)}
+            for variant, found in [*means, ("", normals), *rows]
+        ]
+    ).assign(dataset=dataset, product=product, method="seas", model="", level="generation")
+    write_table(table.assign(experiment=experiment, trained_on="", seed=seed)[COLUMNS], output)
 
 
-class _Evaluation(NamedTuple):
+@dataclass(frozen=True)
+class _Evaluation:
+    """The measuring of one product's images."""
+
     generation: Path
     root: Path
     settings: MetricsSettings
@@ -117,10 +128,11 @@ class _Evaluation(NamedTuple):
     seed: int
 
     def of_type(self, pairs: pd.DataFrame, references: pd.DataFrame) -> Iterator[Measured]:
+        """``METRICS_OF_TYPES`` of the generated pairs of one type; the references are its real images."""
         generated, real = self._generated(pairs), self._real(references)
         logits, _ = self._logits_and_features(generated.images)
         splits = max(1, min(self.settings.is_splits, len(pairs) // 2))
-        protocol = {"images": len(pairs), "size": self.settings.image_size}
+        protocol: Counts = {"images": len(pairs), "size": self.settings.image_size}
         score = inception_score(logits, splits)
         yield Measured("is", score, {"splits": splits, **protocol}, self.extractor.features_name)
 
@@ -141,8 +153,9 @@ class _Evaluation(NamedTuple):
             yield Measured(f"{metric}_nonzero", found.nonzero_mean, counts, self.extractor.distance_name)
 
     def of_normals(self, generated: pd.DataFrame, reserve: pd.DataFrame) -> Measured:
+        """KID of the generated normals."""
         subset_size = min(self.settings.kid_subset_size, len(generated), len(reserve))
-        protocol = {"subset_size": subset_size, "real": len(reserve), "generated": len(generated)}
+        protocol: Counts = {"subset_size": subset_size, "real": len(reserve), "generated": len(generated)}
         value = float("nan")
         if subset_size >= 2:
             _, of_real = self._logits_and_features(self._real(reserve).images)
@@ -184,12 +197,12 @@ def _resized(pairs: Iterable[tuple[np.ndarray, np.ndarray]], size: int) -> Photo
 
 def _mean(found: list[Measured]) -> Measured:
     """The unweighted mean over types; a number of the protocol that differs between types is shown as "least-most"."""
-    protocol: dict[str, int | str] = {"types": len(found)}
+    protocol: Counts = {"types": len(found)}
     for key in found[0].protocol:
         values = sorted({measured.protocol[key] for measured in found})
         protocol[key] = values[0] if len(values) == 1 else f"{values[0]}-{values[-1]}"
     return found[0]._replace(value=float(np.mean([measured.value for measured in found])), protocol=protocol)
 
 
-def _protocol(counts: dict[str, int | str]) -> str:
+def _joined(counts: Counts) -> str:
     return "; ".join(f"{key}={value}" for key, value in counts.items())

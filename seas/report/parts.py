@@ -174,7 +174,7 @@ def _sheet_rows(
 
 
 def _generation_metrics(results: pd.DataFrame) -> Block:
-    generation = over_seeds(results[results.level == "generation"])
+    generation = over_seeds(results[(results.level == "generation") & (results.variant == "")])
     sentences = ["Higher is better for IS and IC-LPIPS, lower for KID."]
     if _stand_ins(generation):
         sentences.append(_stand_in_sentence(generation))

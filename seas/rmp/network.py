@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from diffusers import AutoencoderKL, Transformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import batch_norm, interpolate
 
 from seas.errors import InputError
 from seas.rmp.settings import RmpSettings
@@ -95,14 +95,24 @@ class MaskHead(nn.Module):
 
     def coarse(self, feature: Tensor) -> Tensor:
         """(B, C, h, w) → (B, 2, h, w), for features that passed no MRM."""
-        return self._logits(self.coarse_norm(feature))
+        return self._logits(feature, self.coarse_norm)
 
     def refined(self, feature: Tensor) -> Tensor:
         """(B, C, H, W) → (B, 2, H, W), for features out of an MRM."""
-        return self._logits(self.refined_norm(feature))
+        return self._logits(feature, self.refined_norm)
 
-    def _logits(self, normed: Tensor) -> Tensor:
-        return self.conv(torch.relu(normed * self.weight[:, None, None] + self.bias[:, None, None]))
+    def _logits(self, feature: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+        normed = batch_norm(
+            feature,
+            norm.running_mean,
+            norm.running_var,
+            self.weight,
+            self.bias,
+            norm.training,
+            norm.momentum,
+            norm.eps,
+        )
+        return self.conv(torch.relu(normed))
 
 
 class RefinedMaskPrediction(nn.Module):
@@ -169,7 +179,7 @@ class RefinedMaskPrediction(nn.Module):
         return feature, self.head.coarse(feature)
 
     def refine(self, feature: Tensor, logits: Tensor, vae_features: Sequence[Tensor]) -> Tensor:
-        """Coarse feature, its logits and a VAE feature (B, C_k, H_k, W_k) for each MRM → refined logits (B, 2, S, S)."""
+        """Coarse feature, its logits, a VAE feature (B, C_k, H_k, W_k) for each MRM → refined logits (B, 2, S, S)."""
         if not self.mrms:
             return _enlarged(logits, self.upscaling)
         for mrm, vae_feature in zip(self.mrms, vae_features, strict=True):

@@ -1,0 +1,189 @@
+"""The base: tokenizer, corpus, VAE's linear anchor, training that resumes, loading of what the user brings."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from seas.base import train as base_train
+from seas.base.corpus import corpus_image, vocabulary
+from seas.base.model import build_base, build_tokenizer, load_base
+from seas.base.pretrained import check_base
+from seas.base.settings import BaseSettings
+from seas.base.train import rate, train_base
+from seas.base.vae import LinearCode, start_at_code, vae_losses
+from seas.errors import InputError
+from seas.images import to_tensor
+from seas.settings import ComputeSettings
+
+CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
+TINY = BaseSettings(
+    name="tiny", pretrained=None, image_size=32, vae_channels=(8, 8, 8), unet_channels=(16, 16, 16, 16), text_width=16,
+    text_layers=1, corpus_images=8, vae_updates=20, vae_batch_size=2, unet_updates=20, unet_batch_size=2, checkpoint_every=10,
+)
+
+
+class TestTokenizer:
+    def test_each_word_is_one_token_wherever_it_stands(self):
+        words = vocabulary()
+        tokenizer = build_tokenizer(words, 32)
+        assert all(len(tokenizer(word, add_special_tokens=False).input_ids) == 1 for word in words)
+        text = "a grey brushed ring with scratch, on a part."
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        assert tokenizer.convert_ids_to_tokens(ids) == [
+            f"{word}</w>" for word in ["a", "grey", "brushed", "ring", "with", "scratch", ",", "on", "a", "part", "."]
+        ]
+
+    def test_other_words_are_spelt(self):
+        tokenizer = build_tokenizer(["ring"], 32)
+        assert tokenizer.decode(tokenizer("king", add_special_tokens=False).input_ids) == "king"
+
+    def test_a_prompt_starts_ends_and_is_filled_up(self):
+        tokenizer = build_tokenizer(["a"], 6)
+        ids = tokenizer("a", padding="max_length", max_length=6).input_ids
+        start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        assert ids == [start, tokenizer.convert_tokens_to_ids("a</w>"), end, end, end, end]
+
+    def test_overlapping_words_do_not_disturb_each_other(self):
+        words = ["in", "ing", "ring", "ringing", "gin", "string", "rin"]
+        tokenizer = build_tokenizer(words, 32)
+        assert all(len(tokenizer(word, add_special_tokens=False).input_ids) == 1 for word in words)
+
+
+class TestCorpus:
+    def test_a_picture_is_a_function_of_its_number(self):
+        (first, caption), (again, _) = corpus_image(0, 5, 32), corpus_image(0, 5, 32)
+        assert np.array_equal(first, again) and first.shape == (32, 32, 3) and first.dtype == np.uint8
+        assert not np.array_equal(first, corpus_image(0, 6, 32)[0])
+        assert set(caption.split()) <= set(vocabulary())
+
+    def test_captions_name_objects_and_defects_by_both_words(self):
+        captions = [corpus_image(0, index, 16)[1] for index in range(200)]
+        for word in ("object", "defect", "scratch", "ring"):
+            assert 5 < sum(word in caption for caption in captions) < 195
+        assert 0.45 < np.mean([" with " in caption for caption in captions]) < 0.75
+
+
+class TestModel:
+    def test_it_is_shaped_like_stable_diffusion(self):
+        pipeline = build_base(BaseSettings(name="x", pretrained=None), vocabulary())
+        assert [type(block).__name__ for block in pipeline.unet.down_blocks] == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
+        assert [type(block).__name__ for block in pipeline.unet.up_blocks] == ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3
+        signals = pipeline.scheduler.alphas_cumprod
+        assert float(signals[999] ** 0.5) == pytest.approx(0.068, abs=1e-3)
+
+    def test_a_folder_lacking_a_part_is_named(self, tiny_base, tmp_path):
+        for part, message in (("unet/config.json", "lacks unet/config.json"), ("vae", "lacks vae/config.json")):
+            broken = tmp_path / part.replace("/", "_")
+            shutil.copytree(tiny_base, broken)
+            victim = broken / part
+            shutil.rmtree(victim) if victim.is_dir() else victim.unlink()
+            with pytest.raises(InputError, match=message):
+                check_base(broken)
+
+    def test_lost_weights_are_named(self, tiny_base, tmp_path):
+        broken = tmp_path / "broken"
+        shutil.copytree(tiny_base, broken)
+        (broken / "unet/diffusion_pytorch_model.safetensors").unlink()
+        with pytest.raises(InputError, match=r"lacks unet/diffusion_pytorch_model\.safetensors"):
+            load_base(broken)
+
+    def test_damaged_weights_are_named(self, tiny_base, tmp_path):
+        broken = tmp_path / "broken"
+        shutil.copytree(tiny_base, broken)
+        (broken / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
+        with pytest.raises(InputError, match="broken cannot be loaded"):
+            load_base(broken)
+
+    def test_no_folder(self, tmp_path):
+        with pytest.raises(InputError, match="which is no folder; put Stable Diffusion v1-4"):
+            check_base(tmp_path / "none")
+
+    def test_sizes_must_divide(self):
+        with pytest.raises(ValueError, match="give a multiple of 32"):
+            BaseSettings(name="x", pretrained=None, image_size=48)
+
+
+class TestLinearCode:
+    def pictures(self, count=64):
+        return to_tensor(np.stack([corpus_image(0, index, 32)[0] for index in range(count)]))
+
+    def test_it_is_the_principal_component_analysis_of_the_patches(self):
+        from sklearn.decomposition import PCA
+
+        images = self.pictures(16)
+        code = LinearCode(images, 4, 5)(images)
+        patches = images.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(-1, 48).numpy()
+        expected = PCA(5, whiten=True, svd_solver="full").fit_transform(patches.astype(np.float64))
+        ours = code.movedim(1, -1).reshape(-1, 5).numpy()
+        correlation = np.abs(np.corrcoef(ours.T, expected.T)[:5, 5:])
+        assert np.allclose(np.diag(correlation), 1, atol=1e-4)
+        assert np.allclose(ours.std(0), 1, atol=1e-3)
+
+    def test_the_vae_starts_near_the_code(self):
+        settings = BaseSettings(name="x", pretrained=None, image_size=32, vae_channels=(16, 32, 64))
+        vae = build_base(settings, vocabulary()).vae
+        images = self.pictures(64)
+        code = LinearCode(images, 4, 4)
+        start_at_code(vae, code, images)
+        unseen = to_tensor(np.stack([corpus_image(1, index, 32)[0] for index in range(32)]))
+        with torch.no_grad():
+            latents = vae.encode(unseen).latent_dist.mean
+            picture = vae.decode(latents).sample
+        assert float(((latents - code(unseen)) ** 2).mean()) < 0.05
+        assert float(((picture - unseen) ** 2).mean()) < 0.25 * float(((unseen.mean((2, 3), keepdim=True) - unseen) ** 2).mean())
+
+    def test_losses_by_value(self):
+        vae = build_base(TINY, vocabulary()).vae
+        code = LinearCode(self.pictures(8), 4, 4)
+        images = self.pictures(2)
+        noise = torch.zeros(2, 4, 8, 8)
+        losses = vae_losses(vae, code, images, noise)
+        with torch.no_grad():
+            posterior = vae.encode(images).latent_dist
+            decoded = vae.decode(posterior.mean).sample
+        assert float(losses["mse"].detach()) == pytest.approx(float(((decoded - images) ** 2).mean()), rel=1e-4)
+        assert float(losses["anchor"].detach()) == pytest.approx(float(((posterior.mean - code(images)) ** 2).mean()), rel=1e-4)
+        total = losses["mse"] + 0.2 * losses["l1"] + 2 * losses["chroma"] + 0.1 * losses["anchor"] + 2e-8 * losses["kl"]
+        assert float(losses["loss"].detach()) == pytest.approx(float(total.detach()), rel=1e-5)
+
+
+class TestTraining:
+    def test_the_rate_rises_and_falls(self):
+        rates = [rate(step, 100) for step in range(100)]
+        assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+        assert rates[5] == pytest.approx(1.0) and rates[-1] < 0.03 and sorted(rates[5:], reverse=True) == rates[5:]
+
+    @pytest.mark.parametrize("network", ["vae", "unet"])
+    def test_an_interrupted_training_ends_with_the_same_weights(self, tmp_path, monkeypatch, network):
+        train_base(TINY, CPU, output=tmp_path / "whole")
+        original, calls = base_train._set_rate, []
+
+        def dies(optimizer, value):
+            calls.append(value)
+            if len(calls) == {"vae": 15, "unet": 35}[network]:
+                raise KeyboardInterrupt
+            original(optimizer, value)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(base_train, "_set_rate", dies)
+            with pytest.raises(KeyboardInterrupt):
+                train_base(TINY, CPU, output=tmp_path / "resumed")
+        assert not (tmp_path / "resumed").exists()
+        train_base(TINY, CPU, output=tmp_path / "resumed")
+        manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("whole", "resumed")]
+        assert manifests[0] == manifests[1]
+
+    def test_the_folder_is_a_pipeline(self, tmp_path):
+        train_base(TINY, CPU, output=tmp_path / "base")
+        pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "base", safety_checker=None, local_files_only=True)
+        assert pipeline.scheduler.config.prediction_type == "v_prediction"
+        images = to_tensor(np.stack([corpus_image(0, index, 32)[0] for index in range(8)]))
+        with torch.no_grad():
+            latents = pipeline.vae.encode(images).latent_dist.mean * pipeline.vae.config.scaling_factor
+        assert float(latents.std()) == pytest.approx(1, rel=1e-3)
+        assert len(pd.read_parquet(tmp_path / "base/unet_losses.parquet")) == 2

@@ -1,0 +1,281 @@
+"""The reader, the index, the split and the check, on hand-made folders, the miniature and the photographs."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from seas.data import mvtec_ad
+from seas.data.check import check_dataset
+from seas.data.index import fitted_anomalies, index_samples, split_product
+from seas.data.miniature import TYPES, miniature_image, write_miniature
+from seas.data.settings import DataSettings
+from seas.data.split import split_samples
+from seas.errors import InputError
+from seas.images import read_mask, write_image, write_mask
+
+
+def table_of(counts, good=10, test_good=4, product="p"):
+    """A samples table with so many images of each type."""
+    rows = [("good", "train", f"{product}/train/good/{k:03d}.png", "") for k in range(good)]
+    rows += [("good", "test", f"{product}/test/good/{k:03d}.png", "") for k in range(test_good)]
+    for name, count in counts.items():
+        rows += [(name, "test", f"{product}/test/{name}/{k:03d}.png", f"m{k}") for k in range(count)]
+    return pd.DataFrame(rows, columns=["type", "folder", "image", "mask"]).assign(product=product)
+
+
+class TestSplit:
+    def test_the_first_third_by_name(self):
+        split = split_samples(table_of({"a": 7, "b": 3}), DataSettings(normals=6), 0, {})
+        assert list(split[(split.type == "a") & (split.role == "shot")].image) == ["p/test/a/000.png", "p/test/a/001.png"]
+        assert split.role.value_counts().to_dict() == {"test": 5 + 2 + 4, "normal": 6, "reserve": 4, "shot": 3}
+
+    def test_types_are_numbered_by_name(self):
+        split = split_samples(table_of({"b": 3, "a": 3}), DataSettings(), 0, {})
+        assert split.groupby("type").type_index.unique().map(list).to_dict() == {"a": [1], "b": [2], "good": [0]}
+
+    def test_a_number_of_shots(self):
+        split = split_samples(table_of({"a": 7}), DataSettings(shots=2), 0, {})
+        assert (split.role == "shot").sum() == 2
+
+    def test_normals_by_seed(self):
+        table = table_of({"a": 3}, good=40)
+        chosen = [
+            set(split_samples(table, DataSettings(normals=20), seed, {}).query("role == 'normal'").image) for seed in (0, 0, 1)
+        ]
+        assert chosen[0] == chosen[1] != chosen[2]
+
+    @given(
+        st.dictionaries(st.sampled_from("abcd"), st.integers(3, 20), min_size=1),
+        st.integers(1, 50),
+        st.integers(1, 70),
+        st.integers(0, 9),
+    )
+    @settings(max_examples=60, deadline=None)
+    def test_every_image_has_one_role_and_the_test_is_the_complement(self, counts, good, normals, seed):
+        split = split_samples(table_of(counts, good), DataSettings(normals=normals), seed, {})
+        assert split.image.is_unique and len(split) == good + 4 + sum(counts.values())
+        abnormal = split[split.type != "good"]
+        for name, count in counts.items():
+            assert (abnormal[abnormal.type == name].role == "shot").sum() == count // 3
+        assert set(abnormal.role) == {"shot", "test"}
+        assert (split.role == "normal").sum() == min(normals, good)
+        assert set(split[split.folder == "train"].role) <= {"normal", "reserve"}
+
+    @given(st.lists(st.integers(0, 5), min_size=6, max_size=20), st.integers(0, 3))
+    @settings(max_examples=60, deadline=None)
+    def test_no_group_on_both_sides(self, numbers, seed):
+        table = table_of({"a": len(numbers)})
+        images = [*table[table.type == "a"].image]
+        groups = dict(zip(images, map(str, numbers), strict=True))
+        try:
+            split = split_samples(table, DataSettings(), seed, groups)
+        except InputError:
+            return
+        group = split.image.map(groups)
+        assert not set(group[split.role == "shot"]) & set(group[(split.role == "test") & group.notna()])
+        assert 1 <= (split.role == "shot").sum() <= len(numbers) // 3
+
+    def test_a_group_across_types_and_folders_is_left_out_of_the_test(self):
+        table = table_of({"a": 3, "b": 4})
+        groups = {"p/test/a/000.png": "x", "p/test/b/003.png": "x", "p/train/good/000.png": "y", "p/test/good/001.png": "y"}
+        split = split_samples(table, DataSettings(), 0, groups).set_index("image").role
+        assert split["p/test/b/003.png"] == split["p/test/good/001.png"] == "left_out"
+
+    @pytest.mark.parametrize(
+        ("counts", "options", "message"),
+        [
+            ({"a": 2}, {}, "the type 'a' has 2 images; 3 are needed"),
+            ({"a": 4}, {"shots": 4}, "no image of the type 'a' is left to test"),
+            ({"a": 4}, {"shots": 0}, "data.shots is 0"),
+        ],
+    )
+    def test_too_few(self, counts, options, message):
+        with pytest.raises(InputError, match=message):
+            split_samples(table_of(counts), DataSettings(**options), 0, {})
+
+    def test_a_small_type_may_train_untested(self):
+        split = split_samples(table_of({"a": 2, "b": 6}), DataSettings(train_only_small_types=True), 0, {})
+        assert set(split[split.type == "a"].role) == {"shot"}
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """A small product to spoil: 4 normals, 3 abnormal images of the type "cut"."""
+    root = tmp_path / "data"
+    for k in range(4):
+        write_image(np.full((20, 30, 3), 10 * k, np.uint8), root / f"bolt/train/good/{k}.png")
+    for k in range(3):
+        write_image(np.full((20, 30, 3), 99, np.uint8), root / f"bolt/test/cut/{k}.png")
+        mask = np.zeros((20, 30), bool)
+        mask[5:9, 3 + k : 9] = True
+        write_mask(mask, root / f"bolt/ground_truth/cut/{k}_mask.png")
+    return root
+
+
+class TestIndex:
+    def test_the_table(self, dataset):
+        table = index_samples(dataset, "mvtec_ad", "bolt")
+        assert list(table.columns) == "product type folder image mask width height anomaly_pixels bytes".split()
+        row = table[table.image == "bolt/test/cut/1.png"].iloc[0]
+        assert (row["mask"], row.width, row.height, row.anomaly_pixels) == ("bolt/ground_truth/cut/1_mask.png", 30, 20, 20)
+
+    def test_all_faults_in_one_message(self, dataset):
+        (dataset / "bolt/ground_truth/cut/0_mask.png").unlink()
+        (dataset / "bolt/ground_truth/cut/9_mask.png").write_bytes(b"")
+        with pytest.raises(InputError, match="2 faults") as fault:
+            mvtec_ad.list_samples(dataset, "bolt")
+        assert "cut/0.png: its mask is missing" in str(fault.value)
+        assert "9_mask.png: the mask belongs to no image" in str(fault.value)
+
+    def test_faults_inside_the_files(self, dataset):
+        masks = dataset / "bolt/ground_truth/cut"
+        write_mask(np.ones((5, 5), bool), masks / "0_mask.png")
+        write_mask(np.zeros((20, 30), bool), masks / "1_mask.png")
+        (dataset / "bolt/test/cut/2.png").write_bytes(b"no picture")
+        with pytest.raises(InputError, match="3 faults") as fault:
+            index_samples(dataset, "mvtec_ad", "bolt")
+        for part in ("0_mask.png is 5×5 pixels, its image 30×20", "1_mask.png is empty", "2.png cannot be read"):
+            assert part in str(fault.value)
+
+    def test_a_changed_file_changes_the_fingerprint(self, dataset):
+        before = mvtec_ad.fingerprint(dataset, "bolt")
+        assert mvtec_ad.fingerprint(dataset, "bolt") == before
+        shutil.copy(dataset / "bolt/train/good/0.png", dataset / "bolt/train/good/new.png")
+        assert mvtec_ad.fingerprint(dataset, "bolt") != before
+
+    def test_products_are_folders_with_normals(self, dataset):
+        (dataset / "notes").mkdir()
+        assert mvtec_ad.list_products(dataset) == ["bolt"]
+
+    @pytest.mark.parametrize("name", ["my bolts", "all", "bölt", "-x"])
+    def test_odd_names_are_refused(self, dataset, name):
+        (dataset / "bolt").rename(dataset / name)
+        with pytest.raises(InputError, match="cannot be the name of a product; rename"):
+            mvtec_ad.list_products(dataset)
+
+    def test_groups_of_a_csv(self, dataset, tmp_path):
+        index_samples(dataset, "mvtec_ad", "bolt").to_parquet(tmp_path / "index.parquet")
+        arguments = {"root": dataset, "output": tmp_path / "split.parquet"}
+        data = DataSettings(image_size=16, groups="groups.csv")
+        (dataset / "bolt/groups.csv").write_text("image,group\ntest/cut/0.png,x\ntest/cut/1.png,x\ntest/cut/2.png,y\n")
+        split_product(tmp_path / "index.parquet", data, 0, **arguments)
+        split = pd.read_parquet(tmp_path / "split.parquet").set_index("image").role
+        assert split["bolt/test/cut/2.png"] == "shot" and split["bolt/test/cut/0.png"] == "test"
+        (dataset / "bolt/groups.csv").write_text("image,group\ntest/cut/7.png,x\n")
+        with pytest.raises(InputError, match=r"groups\.csv names the image 'test/cut/7\.png'"):
+            split_product(tmp_path / "index.parquet", data, 0, **arguments)
+
+    def test_a_defect_that_fitting_cuts_away_is_an_error(self, dataset, tmp_path):
+        mask = np.zeros((20, 30), bool)
+        mask[5, 0] = True
+        write_mask(mask, dataset / "bolt/ground_truth/cut/1_mask.png")
+        index_samples(dataset, "mvtec_ad", "bolt").to_parquet(tmp_path / "index.parquet")
+        arguments = {"root": dataset, "output": tmp_path / "split.parquet"}
+        with pytest.raises(InputError, match=r"cut/1\.png: data\.fit 'crop' cuts its whole defect away"):
+            split_product(tmp_path / "index.parquet", DataSettings(image_size=16, fit="crop"), 0, **arguments)
+        assert not (tmp_path / "split.parquet").exists()
+        split_product(tmp_path / "index.parquet", DataSettings(image_size=16), 0, **arguments)
+
+    def test_share_of_a_defect_that_stays(self, dataset):
+        mask = np.zeros((20, 30), bool)
+        mask[3, 4:6] = True  # the crop to 20×20 begins at column 5
+        write_mask(mask, dataset / "bolt/ground_truth/cut/1_mask.png")
+        table = index_samples(dataset, "mvtec_ad", "bolt")
+        kept = {image: share for image, share, _ in fitted_anomalies(table, dataset, DataSettings(image_size=32, fit="crop"))}
+        assert kept["bolt/test/cut/1.png"] == 0.5
+
+
+class TestCheck:
+    def test_findings_and_a_contact_sheet(self, dataset, tmp_path):
+        text = check_dataset(dataset, "mvtec_ad", DataSettings(image_size=32), tmp_path / "sheets", ["bolt"])
+        assert "bolt: 7 images of 1 sizes (30×20 to 30×20), fitted to 32×32 by 'auto'" in text
+        assert "cut: 1 shots, 2 test" in text
+        sheet = np.asarray(Image.open(tmp_path / "sheets/bolt.png"))
+        assert (sheet == (255, 40, 40)).all(2).sum() > 20
+
+    def test_faults_of_one_product_do_not_hide_the_others(self, dataset, tmp_path):
+        shutil.copytree(dataset / "bolt", dataset / "nut")
+        (dataset / "bolt/ground_truth/cut/0_mask.png").unlink()
+        with pytest.raises(InputError, match="1 of 2 products cannot be used") as fault:
+            check_dataset(dataset, "mvtec_ad", DataSettings(image_size=32), tmp_path / "sheets", ["bolt", "nut"])
+        assert "nut: 7 images" in str(fault.value)
+
+
+class TestMiniature:
+    def test_an_image_is_a_function_of_its_names(self):
+        first, again = (miniature_image(0, "washer", "test", "rust", 3, 48) for _ in range(2))
+        other = miniature_image(1, "washer", "test", "rust", 3, 48)
+        assert all(np.array_equal(*pair) for pair in zip(first, again, strict=True))
+        assert not np.array_equal(first[0], other[0])
+
+    @pytest.mark.parametrize(("product", "name"), [(product, name) for product in TYPES for name in TYPES[product]])
+    def test_a_defect_lies_inside_its_mask(self, product, name, monkeypatch):
+        """The same picture drawn with and without its defect differs inside the mask, and hardly outside."""
+        from seas.data import miniature
+
+        whole, masks, plain = [], [], []
+        for index in range(6):
+            image, mask = miniature_image(0, product, "test", name, index, 48)
+            whole.append(image), masks.append(mask)
+        with monkeypatch.context() as patched:
+            for drawn in TYPES[product]:
+                original = TYPES[product][drawn]
+                patched.setitem(
+                    miniature.TYPES[product],
+                    drawn,
+                    lambda random, plane, picture, place, original=original: original(random, plane, picture, place)._replace(
+                        picture=picture
+                    ),
+                )
+            plain = [miniature_image(0, product, "test", name, index, 48)[0] for index in range(6)]
+        change = np.abs(np.stack(whole).astype(float) - np.stack(plain)).max(3)
+        masks = np.stack(masks)
+        assert change[masks].mean() > 5 * change[~masks].mean()
+        assert change[masks].mean() > 8
+
+    def test_the_folder_reads_back(self, miniature_root):
+        assert mvtec_ad.list_products(miniature_root) == ["fabric", "washer"]
+        table = index_samples(miniature_root, "mvtec_ad", "fabric")
+        assert table.groupby("type").size().to_dict() == {"fibre": 6, "good": 14, "oil": 6, "pulled_thread": 6}
+
+    def test_nothing_is_overwritten(self, miniature_root):
+        with pytest.raises(InputError, match="is not empty"):
+            write_miniature(miniature_root, seed=0)
+
+    def test_defects_lie_anywhere(self):
+        masks = [miniature_image(0, "fabric", "test", "oil", index, 48)[1] for index in range(40)]
+        places = np.array([np.argwhere(mask).mean(0) for mask in masks])
+        assert places.std(0).min() > 8
+
+
+class TestPhotographs:
+    @pytest.mark.parametrize(
+        ("product", "counts"),
+        [
+            ("ballscrew", {"pitting": (30, 60)}),
+            ("magnetic_tile", {"blowhole": (38, 77), "break": (28, 57), "crack": (19, 38), "fray": (10, 22), "uneven": (33, 66)}),
+        ],
+    )
+    def test_they_split_as_counted_by_hand(self, photographs, product, counts):
+        table = index_samples(photographs, "mvtec_ad", product)
+        split = split_samples(table, DataSettings(), 0, {})
+        for name, (shots, test) in counts.items():
+            roles = split[split.type == name].role.value_counts()
+            assert (roles["shot"], roles["test"]) == (shots, test)
+
+    def test_near_duplicates_stay_together(self, photographs, tmp_path):
+        index_samples(photographs, "mvtec_ad", "magnetic_tile").to_parquet(tmp_path / "index.parquet")
+        data = DataSettings(image_size=64, groups="near_duplicates.csv")
+        split_product(tmp_path / "index.parquet", data, 0, root=photographs, output=tmp_path / "split.parquet")
+        split = pd.read_parquet(tmp_path / "split.parquet")
+        groups = pd.read_csv(photographs / "magnetic_tile/near_duplicates.csv")
+        group = split.image.map(dict(zip("magnetic_tile/" + groups.iloc[:, 0], groups.iloc[:, 1], strict=True)))
+        assert not set(group[split.role == "shot"].dropna()) & set(group[split.role == "test"].dropna())
+
+    def test_a_mask_reads(self, photographs):
+        assert read_mask(photographs / "magnetic_tile/ground_truth/crack/010_mask.png").any()

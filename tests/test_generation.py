@@ -1,0 +1,309 @@
+"""Generation: start and steps by value, images as a function of (seed, type, index), resume, redraws, crop and paste."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from seas.artifacts import read_manifest
+from seas.data import mvtec_ad
+from seas.data.index import index_samples
+from seas.errors import InputError
+from seas.generation.by_hand import generate_by_hand
+from seas.generation.crop_and_paste import crop_and_paste_product, paste
+from seas.generation.diffusion import generate_product, generate_tree
+from seas.generation.sampler import Generated, PairSampler, first_timestep, sampling_scheduler, timesteps_from
+from seas.generation.settings import GenerationSettings
+from seas.generator.pipeline import load_pipeline, load_start_normals
+from seas.generator.prompts import Prompts
+from seas.images import Fitted, read_image, read_mask
+from seas.rmp.train import load_rmp
+from seas.settings import ComputeSettings
+
+CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
+FEW = GenerationSettings(pairs_per_type=3, normals=2, steps=4, guidance=2, batch_size=2, redraws=1)
+
+
+def stable_diffusion_signals():
+    """ᾱ of Stable Diffusion's noise levels, by its formula."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, 0)
+
+
+class TestSteps:
+    @pytest.mark.parametrize(("signal", "timestep"), [(0.098, 937), (0.287, 700), (0.0, 999)])
+    def test_first_timestep_has_the_wanted_signal(self, signal, timestep):
+        assert abs(first_timestep(stable_diffusion_signals(), signal) - timestep) <= 1
+
+    def test_last_three_of_the_release(self):
+        assert timesteps_from(999, 25)[-3:] == [120, 80, 40]
+        assert timesteps_from(937, 25)[0] == 937
+
+    def test_more_steps_than_timesteps(self):
+        with pytest.raises(InputError, match="generation.steps is 25"):
+            timesteps_from(10, 25)
+
+
+def folder_bytes(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+
+
+@pytest.fixture(scope="module")
+def tree(generator, rmp, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("generation") / "washer"
+    generate_product(generator, rmp, FEW, CPU, 0, output=folder)
+    return folder
+
+
+@pytest.fixture
+def sampler(generator, rmp):
+    pipeline = load_pipeline(generator)
+    return PairSampler(
+        pipeline, load_rmp(rmp, pipeline), Prompts.load(generator), load_start_normals(generator), FEW, CPU, 0
+    )
+
+
+class TestTree:
+    def test_reads_back_through_the_projects_own_reader(self, tree):
+        assert mvtec_ad.list_products(tree.parent) == ["washer"]
+        samples = mvtec_ad.list_samples(tree.parent, "washer")
+        assert {(s.type, s.folder) for s in samples} == {("good", "train"), *((t, "test") for t in ("dent", "rust", "scratch"))}
+        assert len(samples) == 3 * 3 + 2
+
+    def test_the_table_and_the_files_agree(self, tree):
+        table = pd.read_parquet(tree / "images.parquet")
+        assert len(table) == 11
+        for row in table.itertuples():
+            assert read_image(tree / row.image).shape == (32, 32, 3)
+            if row.type != "good":
+                assert read_mask(tree / row.mask).sum() == row.anomaly_pixels
+        assert read_manifest(tree)["settings"]["generation"]["guidance"] == 2
+        assert set(read_manifest(tree)["content"]) >= set(table.image)
+
+    def test_source_is_a_training_normal(self, tree, miniature):
+        split = pd.read_parquet(miniature.split)
+        sources = set(pd.read_parquet(tree / "images.parquet").source_normal)
+        assert sources <= set(split[split.role == "normal"].image)
+        assert len(sources) > 1
+
+    def test_an_interrupted_run_ends_in_the_same_tree(self, tree, generator, rmp, tmp_path, monkeypatch):
+        calls = []
+        make = PairSampler.make
+
+        def dies(self, anomaly_type, wanted):
+            calls.append(wanted)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return make(self, anomaly_type, wanted)
+
+        output = tmp_path / "washer"
+        with monkeypatch.context() as patched:
+            patched.setattr(PairSampler, "make", dies)
+            with pytest.raises(KeyboardInterrupt):
+                generate_product(generator, rmp, FEW, CPU, 0, output=output)
+        assert not output.exists()
+        kept = list((tmp_path / ".washer.working").rglob("*.png"))
+        assert kept
+        made = []
+        monkeypatch.setattr(PairSampler, "make", lambda self, t, wanted: made.extend(wanted) or make(self, t, wanted))
+        generate_product(generator, rmp, FEW, CPU, 0, output=output)
+        assert folder_bytes(output) == folder_bytes(tree)
+        whole = sum(pd.read_parquet(tree / "images.parquet").draws)
+        assert len(made) < whole
+        assert not (tmp_path / ".washer.working").exists()
+
+    def test_a_shard_gives_the_same_images(self, tree, generator, rmp, tmp_path):
+        generate_tree(generator, rmp, {"rust": range(2, 3)}, FEW, CPU, 0, output=tmp_path / "shard")
+        shard = folder_bytes(tmp_path / "shard")
+        assert set(shard) == {"test/rust/0002.png", "ground_truth/rust/0002_mask.png"}
+        assert all(folder_bytes(tree)[name] == content for name, content in shard.items())
+
+    def test_another_seed_gives_other_images(self, tree, generator, rmp, tmp_path):
+        generate_tree(generator, rmp, {"rust": range(1)}, FEW, CPU, 1, output=tmp_path / "other")
+        assert folder_bytes(tmp_path / "other")["test/rust/0000.png"] != folder_bytes(tree)["test/rust/0000.png"]
+
+
+class TestSampler:
+    def test_batch_size_does_not_change_an_image(self, sampler, tree):
+        sampler.settings = FEW.model_copy(update={"batch_size": 5})
+        made = sampler.make("dent", [(0, 0), (1, 0), (2, 0)])
+        alone = sampler.make("dent", [(1, 0)])[0]
+        assert np.array_equal(made[1].image, alone.image)
+        sampler.settings = FEW
+        other = sampler.make("dent", [(1, 0)])[0]
+        assert np.abs(other.image.astype(int) - alone.image).max() <= 1
+
+    def test_guidance_mixes_both_halves(self, sampler):
+        plain = sampler.settings
+        sampler.settings = plain.model_copy(update={"guidance": 1.0})
+        conditional = sampler.make("dent", [(0, 0)])[0].image
+        sampler.settings = plain.model_copy(update={"guidance": 1.0 + 1e-7})
+        assert np.abs(sampler.make("dent", [(0, 0)])[0].image.astype(int) - conditional).max() <= 1
+        sampler.settings = plain.model_copy(update={"guidance": 8.0})
+        assert not np.array_equal(sampler.make("dent", [(0, 0)])[0].image, conditional)
+
+    def test_the_first_latent_has_the_start_normals_signal(self, sampler):
+        latents, sources = sampler._first_latents("dent", [(0, 0)])
+        signal = sampler.pipeline.scheduler.alphas_cumprod[sampler.first].sqrt()
+        noise = (latents[0] - signal * sampler.start.latents[sources[0]]) / (1 - signal**2).sqrt()
+        assert float(signal) == pytest.approx(0.098, abs=1e-3)
+        assert abs(float(noise.mean())) < 0.35
+        assert float(noise.std()) == pytest.approx(1, abs=0.2)
+
+    def test_masks_are_the_mean_of_the_last_steps(self, sampler, monkeypatch):
+        probabilities = iter([torch.full((2, 32, 32), p) for p in (0.1, 0.1, 0.5)])
+        monkeypatch.setattr(PairSampler, "_mask", lambda *_: next(probabilities))
+        assert sampler.make("dent", [(0, 0)])[0].mask.all()
+        probabilities = iter([torch.full((2, 32, 32), p) for p in (0.1, 0.1, 0.3)])
+        assert not sampler.make("dent", [(0, 0)])[0].mask.any()
+
+    def test_padding_is_cut_off(self, sampler):
+        sampler.start.boxes[:] = torch.tensor([4, 0, 20, 32])
+        made = sampler.make("dent", [(0, 0)])[0]
+        assert made.image.shape == (20, 32, 3)
+        assert made.mask.shape == (20, 32)
+
+    @pytest.mark.parametrize("name", ["ddim", "dpmsolver++"])
+    def test_a_perfect_prediction_ends_in_the_clean_latent(self, sampler, name):
+        """The sampler, fed the true velocity of a known latent at the timesteps it names, must find that latent."""
+        signals = sampler.pipeline.scheduler.alphas_cumprod
+        clean, noise = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+        scheduler = sampling_scheduler(sampler.pipeline.scheduler.config, name)
+        scheduler.set_timesteps(timesteps=sampler.timesteps)
+        latents = signals[sampler.first].sqrt() * clean + (1 - signals[sampler.first]).sqrt() * noise
+        assert scheduler.timesteps.tolist() == sampler.timesteps
+        for timestep in scheduler.timesteps:
+            now = signals[timestep]
+            assert torch.allclose(latents, now.sqrt() * clean + (1 - now).sqrt() * noise, atol=1e-3)
+            latents = scheduler.step(now.sqrt() * noise - (1 - now).sqrt() * clean, timestep, latents).prev_sample
+        assert torch.allclose(latents, clean, atol=1e-3)
+
+
+class TestRedraws:
+    def made(self, monkeypatch, generator, rmp, tmp_path, settings, full_at):
+        def make(self, anomaly_type, wanted):
+            blank = np.zeros((8, 8, 3), np.uint8)
+            return [Generated(blank, np.full((8, 8), attempt >= full_at), "") for _, attempt in wanted]
+
+        monkeypatch.setattr(PairSampler, "make", make)
+        generate_tree(generator, rmp, {"dent": range(3)}, settings, CPU, 0, output=tmp_path / "tree")
+        return pd.read_parquet(tmp_path / "tree" / "images.parquet")
+
+    def test_an_empty_mask_is_drawn_again(self, monkeypatch, generator, rmp, tmp_path):
+        table = self.made(monkeypatch, generator, rmp, tmp_path, FEW.model_copy(update={"redraws": 4}), full_at=2)
+        assert table.draws.tolist() == [3, 3, 3]
+        assert (table.anomaly_pixels == 64).all()
+
+    def test_after_the_last_try_it_is_kept(self, monkeypatch, generator, rmp, tmp_path):
+        table = self.made(monkeypatch, generator, rmp, tmp_path, FEW.model_copy(update={"redraws": 4}), full_at=99)
+        assert table.draws.tolist() == [5, 5, 5]
+        assert (table.anomaly_pixels == 0).all()
+
+    def test_it_can_be_kept_at_once(self, monkeypatch, generator, rmp, tmp_path):
+        table = self.made(monkeypatch, generator, rmp, tmp_path, FEW.model_copy(update={"empty_mask": "keep"}), full_at=99)
+        assert table.draws.tolist() == [1, 1, 1]
+
+
+class TestByHand:
+    def test_a_type_beside_a_finished_run(self, generator, rmp, tree, tmp_path, capsys):
+        run = tmp_path / "run"
+        for stage, folder in (("generator", generator), ("rmp", rmp), ("generation", tree)):
+            shutil.copytree(folder, run / stage / "washer")
+        generate_by_hand(
+            run / "generator/washer", anomaly_type="scratch", number=2, output=tmp_path / "out", seed=0, rmp=None, device="cpu"
+        )
+        assert json.loads(capsys.readouterr().out.splitlines()[0].removeprefix("settings: "))["steps"] == 4
+        ours = folder_bytes(tmp_path / "out")
+        assert ours and all(folder_bytes(tree)[name] == content for name, content in ours.items())
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"anomaly_type": "rot"}, "'rot' is no anomaly type of washer"),
+            ({"rmp": None}, "there is no mask branch at .*name its folder with --rmp"),
+            ({"output": "."}, "exists already"),
+            ({"generator": "."}, "is not a finished artifact"),
+        ],
+    )
+    def test_faults(self, change, message, generator, rmp, tmp_path):
+        arguments = {"generator": generator, "anomaly_type": "rust", "output": tmp_path / "out", "rmp": rmp}
+        with pytest.raises(InputError, match=message):
+            generate_by_hand(**arguments | change, number=1, seed=0, device="cpu")
+        assert not (tmp_path / "out").exists()
+
+    def test_normals_need_no_mask_branch(self, generator, tmp_path):
+        generate_tree(generator, None, {"good": range(1)}, FEW, CPU, 0, output=tmp_path / "normals")
+        assert (tmp_path / "normals/train/good/0000.png").exists()
+        with pytest.raises(InputError, match="masks need the mask branch"):
+            generate_tree(generator, None, {"rust": range(1)}, FEW, CPU, 0, output=tmp_path / "pairs")
+
+
+class TestCropAndPaste:
+    def test_the_defect_is_laid_over_the_normal_and_nothing_else_changes(self):
+        draws = np.random.default_rng(0)
+        normal = Fitted(np.full((16, 16, 3), 50, np.uint8), np.zeros((16, 16), bool), np.ones((16, 16), bool))
+        shape = np.zeros((16, 16), bool)
+        shape[2:5, 3:9] = True
+        defect = Fitted(np.full((16, 16, 3), 200, np.uint8), shape, np.ones((16, 16), bool))
+        for turn in range(8):
+            image, mask = paste(draws, defect, normal, turn)
+            assert mask.sum() == shape.sum()
+            assert (image[~mask] == 50).all()
+            assert image[mask].max() == 200
+            assert image[mask].mean() > 120
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            extent = (rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1)
+            assert extent == ((6, 3) if turn % 2 else (3, 6))
+
+    def test_it_stays_out_of_the_padding(self):
+        valid = np.zeros((16, 16), bool)
+        valid[5:11] = True
+        normal = Fitted(np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), bool), valid)
+        shape = np.zeros((16, 16), bool)
+        shape[0:12, 4:6] = True
+        defect = Fitted(np.full((16, 16, 3), 9, np.uint8), shape, np.ones((16, 16), bool))
+        for seed in range(20):
+            _, mask = paste(np.random.default_rng(seed), defect, normal, 0)
+            assert mask.any() and not (mask & ~valid).any()
+
+    def test_a_tree_of_the_same_layout(self, miniature, tmp_path):
+        crop_and_paste_product(miniature.split, miniature.root, 4, miniature.data, 0, output=tmp_path / "washer")
+        table = index_samples_of_pairs(tmp_path)
+        assert table.groupby("type").size().to_dict() == {"dent": 4, "rust": 4, "scratch": 4}
+        again = tmp_path / "again"
+        crop_and_paste_product(miniature.split, miniature.root, 4, miniature.data, 0, output=again)
+        assert folder_bytes(again) == {name: content for name, content in folder_bytes(tmp_path / "washer").items() if "good" not in name}
+
+
+def index_samples_of_pairs(root):
+    """Pairs alone are no whole product: a normal is lent for the reader."""
+    lent = root / "washer/train/good"
+    lent.mkdir(parents=True)
+    shutil.copy(next((root / "washer/test").rglob("*.png")), lent / "000.png")
+    table = index_samples(root, "mvtec_ad", "washer")
+    return table[table.type != "good"]
+
+
+def test_the_generator_loads_with_the_library_alone(generator):
+    arguments = {"safety_checker": None, "local_files_only": True}
+    first, second = (StableDiffusionPipeline.from_pretrained(generator, **arguments) for _ in range(2))
+    images = []
+    for pipeline in (first, second):
+        pipeline.set_progress_bar_config(disable=True)
+        drawn = pipeline("a <ob_1> with <df_1>, <df_2>, <df_3>, <df_4>", num_inference_steps=2, height=32, width=32,
+                         generator=torch.Generator().manual_seed(3), output_type="np")
+        images.append(drawn.images[0])
+    assert np.array_equal(*images)
+    assert images[0].std() > 0
+
+
+def test_a_damaged_generator_is_named(generator, rmp, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(generator, broken)
+    (broken / "prompts.json").unlink()
+    with pytest.raises(InputError, match="is no finished generator: prompts.json"):
+        generate_product(broken, rmp, FEW, CPU, 0, output=tmp_path / "tree")

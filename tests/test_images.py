@@ -1,0 +1,164 @@
+"""Photographs and masks: reading odd files, fitting, augmenting, by value."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from seas.errors import InputError
+from seas.images import (
+    augment,
+    draw_augmentation,
+    fit,
+    outlined,
+    placement,
+    read_image,
+    read_mask,
+    shrink_mask,
+    to_tensor,
+    to_uint8,
+    valid_box,
+    write_image,
+    write_mask,
+)
+
+GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+
+
+class TestReading:
+    def saved(self, tmp_path, image):
+        image.save(tmp_path / "image.png")
+        return read_image(tmp_path / "image.png")
+
+    def test_grey(self, tmp_path):
+        assert np.array_equal(self.saved(tmp_path, Image.fromarray(GREY)), np.repeat(GREY[..., None], 3, 2))
+
+    def test_rgba_drops_alpha(self, tmp_path):
+        colours = np.dstack([GREY, GREY + 1, GREY + 2, np.full_like(GREY, 7)])
+        assert np.array_equal(self.saved(tmp_path, Image.fromarray(colours, "RGBA")), colours[..., :3])
+
+    def test_sixteen_bit_is_scaled_not_cut(self, tmp_path):
+        read = self.saved(tmp_path, Image.fromarray(GREY.astype(np.uint16) * 257))
+        assert np.array_equal(read[..., 0], GREY)
+
+    def test_palette(self, tmp_path):
+        colours = np.zeros((4, 4, 3), np.uint8)
+        colours[:2] = (255, 0, 0)
+        assert np.array_equal(self.saved(tmp_path, Image.fromarray(colours).convert("P")), colours)
+
+    def test_broken_file(self, tmp_path):
+        write_image(np.zeros((40, 40, 3), np.uint8), tmp_path / "whole.png")
+        (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
+        with pytest.raises(InputError, match=r"half\.png cannot be read"):
+            read_image(tmp_path / "half.png")
+
+    def test_missing_file(self, tmp_path):
+        with pytest.raises(InputError, match=r"none\.png does not exist"):
+            read_image(tmp_path / "none.png")
+
+    @pytest.mark.parametrize("high", [1, 255])
+    def test_masks_of_one_and_of_255(self, tmp_path, high):
+        Image.fromarray(np.array([[0, high]], np.uint8)).save(tmp_path / "mask.png")
+        assert read_mask(tmp_path / "mask.png").tolist() == [[False, True]]
+
+    def test_a_grey_mask_is_refused(self, tmp_path):
+        Image.fromarray(np.array([[0, 128, 255]], np.uint8)).save(tmp_path / "mask.png")
+        with pytest.raises(InputError, match=r"mask\.png has 3 values \(0, 128, 255"):
+            read_mask(tmp_path / "mask.png")
+
+    def test_round_trip(self, tmp_path):
+        mask = np.random.default_rng(0).random((5, 7)) > 0.5
+        write_mask(mask, tmp_path / "m.png")
+        assert np.array_equal(read_mask(tmp_path / "m.png"), mask)
+        assert set(np.unique(np.asarray(Image.open(tmp_path / "m.png")))) == {0, 255}
+
+
+class TestFitting:
+    @pytest.mark.parametrize(
+        ("height", "width", "mode", "expected"),
+        [
+            (100, 200, "crop", (64, 128, 0, -32)),
+            (100, 200, "pad", (32, 64, 16, 0)),
+            (100, 200, "stretch", (64, 64, 0, 0)),
+            (100, 101, "auto", (64, 65, 0, -1)),
+            (100, 103, "auto", (62, 64, 1, 0)),
+            (64, 64, "auto", (64, 64, 0, 0)),
+        ],
+    )
+    def test_placement(self, height, width, mode, expected):
+        assert placement(height, width, 64, mode) == expected
+
+    def test_padding_is_invalid_and_continues_the_border(self):
+        image = np.zeros((4, 8, 3), np.uint8)
+        image[0], image[-1] = 10, 90
+        fitted = fit(image, np.ones((4, 8), bool), 8, "pad")
+        assert fitted.valid.any(1).tolist() == [False, False, True, True, True, True, False, False]
+        assert (fitted.image[:2] == 10).all() and (fitted.image[-2:] == 90).all()
+        assert not fitted.mask[~fitted.valid].any()
+        assert valid_box(fitted.valid) == (2, 0, 4, 8)
+
+    def test_nothing_changes_at_its_own_size(self):
+        draws = np.random.default_rng(0)
+        image, mask = draws.integers(0, 256, (16, 16, 3), np.uint8), draws.random((16, 16)) > 0.5
+        fitted = fit(image, mask, 16, "auto")
+        assert np.array_equal(fitted.image, image) and np.array_equal(fitted.mask, mask) and fitted.valid.all()
+
+    @given(st.integers(0, 39), st.integers(0, 59), st.sampled_from(["pad", "stretch"]))
+    @settings(max_examples=40, deadline=None)
+    def test_one_pixel_of_a_defect_survives_where_it_was(self, row, column, mode):
+        mask = np.zeros((40, 60), bool)
+        mask[row, column] = True
+        fitted = fit(np.zeros((40, 60, 3), np.uint8), mask, 8, mode)
+        assert 1 <= fitted.mask.sum() <= 4
+        place = placement(40, 60, 8, mode)
+        y, x = np.argwhere(fitted.mask).mean(0)
+        assert abs(y - (place.top + (row + 0.5) * place.height / 40 - 0.5)) <= 1
+        assert abs(x - (place.left + (column + 0.5) * place.width / 60 - 0.5)) <= 1
+
+    def test_half_of_the_area_decides(self):
+        mask = np.zeros((4, 4), bool)
+        mask[0, :2], mask[0, 2], mask[2:, 2:] = True, True, True
+        assert fit(np.zeros((4, 4, 3), np.uint8), mask, 2, "stretch").mask.tolist() == [[True, False], [False, True]]
+
+
+class TestAugmentation:
+    def test_the_eight_symmetries_differ_and_keep_every_pixel(self):
+        array = np.arange(9).reshape(3, 3)
+        seen = {augment(array, index).tobytes() for index in range(8)}
+        assert len(seen) == 8
+        assert all(sorted(augment(array, index).ravel()) == list(range(9)) for index in range(8))
+
+    def test_turns_are_counterclockwise_and_mirrors_come_first(self):
+        array = np.array([[1, 2], [3, 4]])
+        assert augment(array, 1).tolist() == [[2, 4], [1, 3]]
+        assert augment(array, 4).tolist() == [[2, 1], [4, 3]]
+        # A top-bottom flip is a mirror and half a turn.
+        assert augment(array, 6).tolist() == array[::-1].tolist()
+
+    def test_one_of_four_turns_and_one_of_three_flips(self):
+        draws = np.random.default_rng(0)
+        counts = np.bincount([draw_augmentation(draws) for _ in range(12000)], minlength=8) / 12000
+        # each plain turn: 1/4 · 1/3; each mirrored one: two of the twelve combinations
+        assert counts == pytest.approx([1 / 12] * 4 + [1 / 6] * 4, abs=0.015)
+
+
+def test_tensors_and_back():
+    image = np.array([[[0, 128, 255]]], np.uint8)
+    assert to_tensor(image)[:, 0, 0].tolist() == pytest.approx([-1, 128 / 127.5 - 1, 1], abs=1e-6)
+    assert np.array_equal(to_uint8(to_tensor(image)), image)
+    assert to_uint8(torch.full((3, 1, 1), 9.0)).max() == 255
+
+
+def test_a_shrunk_mask_keeps_its_anomaly():
+    mask = torch.zeros(1, 1, 7, 7)
+    mask[0, 0, 6, 3] = 1
+    assert shrink_mask(mask, 2)[0, 0].tolist() == [[0, 0], [1, 1]]
+
+
+def test_the_outline_runs_around_the_mask_and_leaves_it_free():
+    image, mask = np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), bool)
+    mask[4, 4] = True
+    red = (outlined(image, mask, 1) != 0).any(2)
+    assert np.argwhere(red).tolist() == [[3, 4], [4, 3], [4, 5], [5, 4]]
