@@ -20,7 +20,7 @@ class BaseSettings(StationSettings):
     )
     image_size: int = setting(64, "side of the images that a trained base is made for", unit="px", source="ours", ge=16, multiple_of=16)
     vae_channels: tuple[int, ...] = setting(
-        (32, 64, 96), "VAE channels by level; each level after the first halves the side", source="ours", min_length=2
+        (16, 32, 64), "VAE channels by level; each level after the first halves the side", source="ours", min_length=2
     )
     latent_channels: int = setting(4, "channels of the latents", source="SD v1-4", ge=1)
     unet_channels: tuple[int, int, int, int] = setting(
@@ -33,9 +33,9 @@ class BaseSettings(StationSettings):
         "v_prediction", "what a trained U-Net predicts (epsilon is worse than nothing at high noise when training is short)", source="ours"
     )
     corpus_images: int = setting(3072, "procedural pictures to train on", unit="images", source="ours", ge=8)
-    vae_updates: int = setting(450, "updates of the VAE", source="ours", ge=1)
-    vae_batch_size: int = setting(16, "pictures of a VAE batch", unit="images", source="ours", ge=1)
-    vae_learning_rate: float = setting(2e-3, "Adam's peak rate for the VAE; it falls along a cosine", source="ours", gt=0)
+    vae_updates: int = setting(700, "updates of the VAE", source="ours", ge=1)
+    vae_batch_size: int = setting(8, "pictures of a VAE batch", unit="images", source="ours", ge=1)
+    vae_learning_rate: float = setting(6e-4, "Adam's peak rate for the VAE; it falls along a cosine", source="ours", gt=0)
     unet_updates: int = setting(700, "updates of the U-Net and the text encoder", source="ours", ge=1)
     unet_batch_size: int = setting(16, "latents of a U-Net batch", unit="images", source="ours", ge=1)
     unet_learning_rate: float = setting(1e-3, "AdamW's peak rate for U-Net and text encoder; it falls along a cosine", source="ours", gt=0)

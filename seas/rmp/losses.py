@@ -50,9 +50,10 @@ def mask_losses(
         kinds["normal"] = (normal, torch.zeros_like(rest), rest)
     for kind, (logits, target, counts) in kinds.items():
         if coarse_supervision:
-            size = tuple(logits.coarse.shape[2:])
+            height, width = logits.coarse.shape[2:]
+            size = (height, width)
             terms[f"coarse_{kind}"] = focal_loss(
                 logits.coarse, shrink_mask(target, size), valid_cells(counts, size), gamma, smoothing
             )
         terms[f"refined_{kind}"] = focal_loss(logits.refined, target, counts, gamma, smoothing)
-    return {"loss": sum(terms.values()), **terms}
+    return {"loss": torch.stack(list(terms.values())).sum(), **terms}

@@ -1,0 +1,329 @@
+"""Every kind of bad input ends in one clear sentence that names the file or key, with exit code 1 and nothing half-written."""
+
+import errno
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from seas.artifacts import Provenance, writing_folder
+from seas.config import load_workflow
+from seas.data.index import index_product, split_product
+from seas.data.settings import DataSettings
+from seas.downstream.predict import predict_images
+from seas.errors import InputError
+from seas.generation.by_hand import generate_by_hand
+from seas.generator.settings import GeneratorSettings
+from seas.generator.train import train_generator
+from seas.images import write_image, write_mask
+from seas.jobs import job, reporting_faults
+from seas.rmp.settings import RmpSettings
+from seas.rmp.train import train_rmp
+from seas.settings import ComputeSettings
+
+REPOSITORY = Path(__file__).parent.parent
+CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch, miniature_root):
+    """A working folder with the project's configuration and one small dataset called "mine"."""
+    shutil.copytree(REPOSITORY / "config", tmp_path / "config")
+    shutil.copytree(miniature_root / "washer", tmp_path / "data/mine/washer")
+    (tmp_path / "config/datasets/mine.yaml").write_text("root: data/mine\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def demo(**changes):
+    return load_workflow([Path("config/demo.yaml")], **{"datasets": ["mine"], **changes})
+
+
+def config_file(text):
+    Path("own.yaml").write_text(text)
+    return load_workflow([Path("config/demo.yaml"), Path("own.yaml")], datasets=["mine"])
+
+
+def dataset_file(text):
+    Path("config/datasets/mine.yaml").write_text(text)
+    return demo()
+
+
+def experiment_file(text):
+    Path("config/experiments/new.yaml").write_text(text)
+    return demo(experiments=["new"])
+
+
+def base_lacking(part):
+    folder = Path("base")
+    for name in ("model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json",
+                 "scheduler/scheduler_config.json", "tokenizer/vocab.json", "unet/diffusion_pytorch_model.safetensors",
+                 "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
+        if name != part:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("{}")
+    (folder / part).parent.mkdir(parents=True, exist_ok=True)
+    return demo(base={"pretrained": "base"})
+
+
+CONFIGURATION = {
+    "unknown key": (lambda: config_file("generator: {anomaly_token: 3}"), r"'generator\.anomaly_token' is no setting; did you mean 'anomaly_tokens'"),
+    "unknown section": (lambda: config_file("genrator: {}"), r"'genrator' is no setting; did you mean 'generator'"),
+    "wrong type": (lambda: config_file("rmp: {learning_rate: fast}"), r"'rmp\.learning_rate' is 'fast'"),
+    "out of range": (lambda: config_file("generation: {threshold: 1.5}"), r"'generation\.threshold' is 1\.5: .*less than 1"),
+    "not a choice": (lambda: config_file("data: {fit: squeeze}"), r"'data\.fit' is 'squeeze'"),
+    "image size no multiple": (lambda: config_file("data: {image_size: 100}"), r"'data\.image_size' is 100: .*multiple of 16"),
+    "impossible attention layer": (lambda: config_file("generator: {attention_layers: [7]}"), r"attention_layers is \[7\]"),
+    "threads of an unknown stage": (lambda: config_file("compute: {threads: {rpm: 2}}"), r"rpm is no stage"),
+    "no yaml": (lambda: config_file("data: [1, 2"), r"own\.yaml is no YAML"),
+    "a list instead of keys": (lambda: dataset_file("- root"), r"mine\.yaml: expected keys and values"),
+    "missing config file": (lambda: load_workflow([Path("none.yaml")]), r"none\.yaml does not exist"),
+    "negative seed": (lambda: demo(seeds=[-1]), r"seeds is \[-1\]"),
+    "no dataset": (lambda: demo(datasets=[]), r"'datasets' is \[\]"),
+    "dataset twice": (lambda: demo(datasets=["mine", "mine"]), r"'mine' stands in the list twice"),
+    "unknown dataset": (lambda: demo(datasets=["mvtek"]), r"there is no dataset 'mvtek': config/datasets/mvtek\.yaml does not exist"),
+    "dataset without root": (lambda: dataset_file("description: x"), r"mine\.yaml: 'root' is missing"),
+    "root is no folder": (lambda: dataset_file("root: nowhere"), r"mine\.yaml: 'root' is 'nowhere', which is no folder"),
+    "unknown layout": (lambda: dataset_file("{root: data/mine, layout: coco}"), r"mine\.yaml: 'layout' is 'coco'"),
+    "unknown station in a dataset": (lambda: dataset_file("{root: data/mine, settings: {date: {}}}"), r"'settings\.date' is no station"),
+    "dataset without products": (lambda: dataset_file("root: config").products("mine"), r"the folder config holds no product"),
+    "unknown product": (lambda: demo(products=["washr"]).products("mine"), r"products: 'washr' is in none of the datasets; known are washer"),
+    "unknown experiment": (lambda: demo(experiments=["sea"]), r"there is no experiment 'sea'"),
+    "unknown parent": (lambda: experiment_file("extends: lost"), r"there is no experiment 'lost'"),
+    "experiment is its own ancestor": (lambda: experiment_file("extends: new"), r"new\.yaml: 'extends' leads back to 'new'"),
+    "unknown key in an experiment": (lambda: experiment_file("settings: {rmp: {skipp: true}}"), r"'rmp\.skipp' is no setting; did you mean 'skip'"),
+    "no base folder": (lambda: demo(base={"pretrained": "nowhere"}), r"base\.pretrained is 'nowhere', which is no folder"),
+    "base without weights": (lambda: base_lacking("vae/diffusion_pytorch_model.safetensors"), r"lacks vae/diffusion_pytorch_model\.safetensors"),
+    "base without tokenizer": (lambda: base_lacking("tokenizer/vocab.json"), r"lacks tokenizer/vocab\.json"),
+}
+
+
+def spoilt(change):
+    change(Path("data/mine/washer"))
+    index_product(Path("data/mine"), "mvtec_ad", "washer", output=Path("results/index.parquet"))
+
+
+def save(image, path):
+    Image.fromarray(image).save(path)
+
+
+def odd_product(product):
+    product.rename(product.with_name("my washer"))
+    demo().products("mine")
+
+
+def split_with(change, **options):
+    change(Path("data/mine/washer"))
+    index_product(Path("data/mine"), "mvtec_ad", "washer", output=Path("index.parquet"))
+    data = DataSettings(**{"image_size": 32, **options})
+    split_product(Path("index.parquet"), data, 0, root=Path("data/mine"), output=Path("results/split.parquet"))
+
+
+def only(count):
+    def change(product):
+        for folder, suffix in (("test", ".png"), ("ground_truth", "_mask.png")):
+            for number in range(count, 6):
+                (product / folder / "rust" / f"{number:03d}{suffix}").unlink()
+
+    return change
+
+
+def corner_defect(product):
+    mask = np.zeros((48, 96), bool)
+    mask[0, 0] = True
+    write_mask(mask, product / "ground_truth/rust/000_mask.png")
+    write_image(np.zeros((48, 96, 3), np.uint8), product / "test/rust/000.png")
+
+
+DATASET = {
+    "mask of another size": (lambda p: write_mask(np.ones((5, 7), bool), p / "ground_truth/rust/001_mask.png"), r"001_mask\.png is 7×5 pixels, its image 48×48"),
+    "missing mask": (lambda p: (p / "ground_truth/rust/002_mask.png").unlink(), r"test/rust/002\.png: its mask is missing"),
+    "mask without image": (lambda p: (p / "test/rust/002.png").unlink(), r"002_mask\.png: the mask belongs to no image"),
+    "empty mask": (lambda p: write_mask(np.zeros((48, 48), bool), p / "ground_truth/rust/001_mask.png"), r"001_mask\.png is empty"),
+    "grey mask": (lambda p: save(np.arange(2304, dtype=np.uint8).reshape(48, 48), p / "ground_truth/rust/001_mask.png"), r"001_mask\.png has 256 values"),
+    "broken image": (lambda p: (p / "test/rust/003.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken"), r"test/rust/003\.png cannot be read"),
+    "truncated image": (lambda p: (p / "train/good/001.png").write_bytes((p / "train/good/001.png").read_bytes()[:-900]), r"train/good/001\.png cannot be read"),
+    "empty file": (lambda p: (p / "train/good/001.png").write_bytes(b""), r"train/good/001\.png cannot be read"),
+    "empty type": (lambda p: [f.unlink() for f in [*(p / "test/rust").iterdir(), *(p / "ground_truth/rust").iterdir()]], r"test/rust holds no image"),
+    "no normals": (lambda p: [f.unlink() for f in (p / "train/good").iterdir()], r"train/good holds no image"),
+    "no anomaly type": (lambda p: shutil.rmtree(p / "test"), r"test holds no anomaly type"),
+    "odd name of a type": (lambda p: (p / "test/rust").rename(p / "test/röst, heavy"), r"rename the type"),
+    "two images of one name": (lambda p: shutil.copy(p / "test/rust/000.png", p / "test/rust/000.jpg"), r"several images are called '000'"),
+}
+SPLIT = {
+    "type too small": (lambda: split_with(only(2)), r"the type 'rust' has 2 images; 3 are needed"),
+    "nothing left to test": (lambda: split_with(only(4), shots=4), r"no image of the type 'rust' is left to test"),
+    "defect cut away": (lambda: split_with(corner_defect, fit="crop"), r"test/rust/000\.png: data\.fit 'crop' cuts its whole defect away"),
+    "damaged table": (lambda: (Path("index.parquet").write_bytes(b"x"), split_product(Path("index.parquet"), DataSettings(), 0, root=Path(), output=Path("results/split.parquet"))), r"index\.parquet cannot be read"),
+}
+
+
+def sentences(capsys):
+    return [line for line in capsys.readouterr().err.splitlines() if line]
+
+
+def snapshot(folder):
+    return sorted(str(path) for path in folder.rglob("*")) if folder.exists() else []
+
+
+def ends_in_one_sentence(action, pattern, capsys, output):
+    before = snapshot(output)
+    with pytest.raises(SystemExit) as end, reporting_faults():
+        action()
+    assert end.value.code == 1
+    lines = sentences(capsys)
+    assert lines[0].startswith("seas: ")
+    assert not any("Traceback" in line for line in lines)
+    text = "\n".join(lines)
+    assert re.search(pattern, text), text
+    assert snapshot(output) == before
+
+
+@pytest.mark.parametrize("kind", CONFIGURATION)
+def test_configuration(kind, house, capsys):
+    action, pattern = CONFIGURATION[kind]
+    ends_in_one_sentence(action, pattern, capsys, house / "results")
+
+
+@pytest.mark.parametrize("kind", DATASET)
+def test_dataset(kind, house, capsys):
+    change, pattern = DATASET[kind]
+    ends_in_one_sentence(lambda: spoilt(change), pattern, capsys, house / "results")
+
+
+@pytest.mark.parametrize("kind", SPLIT)
+def test_split(kind, house, capsys):
+    action, pattern = SPLIT[kind]
+    ends_in_one_sentence(action, pattern, capsys, house / "results")
+
+
+def test_odd_product_name(house, capsys):
+    action = lambda: odd_product(Path("data/mine/washer"))  # noqa: E731
+    ends_in_one_sentence(action, r"'my washer' cannot be the name of a product; rename", capsys, house / "results")
+
+
+class TestWeights:
+    def spoil(self, folder, house, file, content):
+        copy = house / "spoilt"
+        shutil.copytree(folder, copy)
+        (copy / file).unlink() if content is None else (copy / file).write_bytes(content)
+        return copy
+
+    @pytest.mark.parametrize(
+        ("file", "content", "pattern"),
+        [
+            ("unet/diffusion_pytorch_model.safetensors", b"damaged", r"spoilt cannot be loaded"),
+            ("unet/diffusion_pytorch_model.safetensors", None, r"spoilt', which lacks unet/diffusion"),
+            ("prompts.json", b"{", r"prompts\.json is missing or damaged"),
+            ("start_latents.safetensors", b"", r"start_latents\.safetensors cannot be read"),
+            ("manifest.json", b"{", r"manifest\.json is damaged"),
+            ("manifest.json", None, r"is not a finished artifact: it has no manifest\.json"),
+        ],
+    )
+    def test_generator(self, generator, rmp, house, capsys, file, content, pattern):
+        copy = self.spoil(generator, house, file, content)
+        arguments = {"anomaly_type": "rust", "number": 1, "seed": 0, "rmp": rmp, "device": "cpu"}
+        action = lambda: generate_by_hand(copy, output=house / "results/out", **arguments)  # noqa: E731
+        with pytest.raises(SystemExit) as end, reporting_faults():
+            action()
+        assert end.value.code == 1
+            text = "\n".join(sentences(capsys))
+        assert re.search(pattern, text), text
+        assert "Traceback" not in text
+        assert not (house / "results/out").exists()
+
+    @pytest.mark.parametrize(("file", "content"), [("rmp.safetensors", b"damaged"), ("rmp.safetensors", None), ("config.json", b"{")])
+    def test_mask_branch(self, generator, rmp, house, capsys, file, content):
+        copy = self.spoil(rmp, house, file, content)
+        arguments = {"anomaly_type": "rust", "number": 1, "seed": 0, "rmp": copy, "device": "cpu"}
+        with pytest.raises(SystemExit), reporting_faults():
+            generate_by_hand(generator, output=house / "results/out", **arguments)
+        text = "\n".join(sentences(capsys))
+        assert "spoilt" in text and "Traceback" not in text
+
+    def test_no_segmentation_model(self, house, capsys):
+        photograph = house / "data/mine/washer/test/rust/000.png"
+        action = lambda: predict_images(house / "config", [photograph], house / "results/out", CPU)  # noqa: E731
+        ends_in_one_sentence(action, r"config", capsys, house / "results")
+
+
+class TestSettingsAgainstWeights:
+    def test_more_tokens_than_positions(self, tiny_base, miniature, house, capsys):
+        settings = GeneratorSettings(anomaly_tokens=40, attention_layers=(1, 2))
+        action = lambda: train_generator(  # noqa: E731
+            tiny_base, miniature.split, miniature.root, settings, miniature.data, CPU, 0, output=house / "washer"
+        )
+        ends_in_one_sentence(action, r"lower generator\.anomaly_tokens", capsys, house / "washer")
+
+    def test_unknown_start_word(self, tiny_base, miniature, house, capsys):
+        settings = GeneratorSettings(anomaly_word="zyx", attention_layers=(1, 2))
+        action = lambda: train_generator(  # noqa: E731
+            tiny_base, miniature.split, miniature.root, settings, miniature.data, CPU, 0, output=house / "washer"
+        )
+        ends_in_one_sentence(action, r"generator\.anomaly_word: .*does not know 'zyx'", capsys, house / "washer")
+
+    def test_a_block_that_the_unet_lacks(self, generator, miniature, house, capsys):
+        action = lambda: train_rmp(  # noqa: E731
+            generator, miniature.split, miniature.root, RmpSettings(unet_blocks=(2, 9)), miniature.data, CPU, 0,
+            output=house / "washer",
+        )
+        ends_in_one_sentence(action, r"rmp\.unet_blocks is \[2, 9\]", capsys, house / "washer")
+
+    def test_cuda_without_a_gpu(self, tiny_base, miniature, house, capsys):
+        if torch.cuda.is_available():
+            pytest.skip("this machine has a GPU")
+        action = lambda: train_generator(  # noqa: E731
+            tiny_base, miniature.split, miniature.root, GeneratorSettings(), miniature.data, ComputeSettings(), 0,
+            output=house / "washer",
+        )
+        ends_in_one_sentence(action, r"compute\.device is 'cuda', but this machine has no usable GPU", capsys, house / "washer")
+
+
+class TestDisk:
+    @pytest.mark.parametrize(
+        ("fault", "pattern"),
+        [
+            (OSError(errno.ENOSPC, "No space left on device", "results/x.png"), r"no space is left on the disk at results/x\.png"),
+            (RuntimeError("I/O error: No space left on device (os error 28)"), r"no space is left on the disk"),
+            (PermissionError(errno.EACCES, "Permission denied", "results/x.png"), r"no permission to write or read at results/x\.png"),
+        ],
+    )
+    def test_a_stage_that_cannot_write(self, house, capsys, fault, pattern):
+        output = house / "results/generation/washer"
+
+        def stage():
+            with writing_folder(output, Provenance("generation", 1, {}, 0, {})) as folder:
+                (folder / "half.png").write_bytes(b"half")
+                raise fault
+
+        (house / "results/generation").mkdir(parents=True)
+        ends_in_one_sentence(stage, pattern, capsys, house / "results")
+
+    def test_a_job_tells_the_screen_one_sentence_and_the_log_the_rest(self, tmp_path, capsys):
+        log = tmp_path / "logs/stage.log"
+        with pytest.raises(SystemExit) as end, job(str(log)):
+            raise ZeroDivisionError("a fault of the program")
+        assert end.value.code == 1
+        lines = sentences(capsys)
+        assert len(lines) == 1 and "ZeroDivisionError" in lines[0] and str(log) in lines[0]
+        assert "Traceback" in log.read_text()
+
+    def test_a_job_tells_a_fault_of_the_input_without_traceback(self, tmp_path, capsys):
+        log = tmp_path / "stage.log"
+        with pytest.raises(SystemExit), job(str(log)):
+            raise InputError("the mask x.png is empty")
+        assert sentences(capsys) == ["seas: the mask x.png is empty"]
+        assert log.read_text() == "seas: the mask x.png is empty\n"
+
+
+def test_there_are_enough_kinds():
+    assert len(CONFIGURATION) + len(DATASET) + len(SPLIT) >= 25
+
+
+def test_the_untouched_dataset_has_no_fault(house):
+    split_with(lambda product: None)
+    assert demo().products("mine") == ["washer"]

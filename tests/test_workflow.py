@@ -1,0 +1,193 @@
+"""The workflow itself, run for real on a tiny configuration: everything, nothing, one chain, one product, killed and resumed."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from seas.data.miniature import write_miniature
+
+REPOSITORY = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
+
+TINY = {
+    "datasets": ["mine"],
+    "base": {
+        "name": "tiny", "image_size": 32, "vae_channels": [8, 8, 8], "unet_channels": [16, 16, 16, 16], "text_width": 16,
+        "text_layers": 1, "corpus_images": 8, "vae_updates": 2, "vae_batch_size": 2, "unet_updates": 2, "unet_batch_size": 2,
+    },
+    "compute": {"threads": {"base": 1, "generator": 1, "rmp": 1, "generation": 1, "metrics": 1, "downstream": 1}},
+    "data": {"image_size": 32, "normals": 4},
+    "generator": {"updates_per_type": 2},
+    "rmp": {"updates_per_type": 2},
+    "generation": {"pairs_per_type": 3, "normals": 4, "steps": 2, "redraws": 0},
+    "downstream": {"image_size": 64, "updates": 2, "batch_size": 2},
+}
+
+
+def make_house(folder: Path) -> Path:
+    """A working folder with the project's workflow and configuration, and a small dataset of one product."""
+    for name in ("config", "workflow", "profiles", "Snakefile"):
+        source = REPOSITORY / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, folder / name)
+    write_miniature(folder / "data/all", seed=0, size=48, normals=8, test_normals=2, abnormal=4)
+    shutil.copytree(folder / "data/all/washer", folder / "data/mine/washer")
+    (folder / "config/datasets/mine.yaml").write_text("root: data/mine\n")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    return folder
+
+
+def command(*arguments):
+    files = ["config/demo.yaml", "tiny.yaml", *(a for a in arguments if a.endswith(".yaml"))]
+    options = [a for a in arguments if not a.endswith(".yaml")]
+    return [sys.executable, "-m", "snakemake", "--configfile", *files, *options]
+
+
+def snakemake(house, *arguments, check=True):
+    result = subprocess.run(command(*arguments), cwd=house, capture_output=True, text=True)
+    text = result.stdout + result.stderr
+    assert not check or result.returncode == 0, text
+    return text
+
+
+def planned(house, *arguments):
+    """The rules that a dry run would run, with how often."""
+    text = snakemake(house, "-n", *arguments)
+    if "Nothing to be done" in text:
+        return {}
+    table = text[text.index("Job stats:") :].splitlines()[3:]
+    counts = dict(line.split()[:2] for line in table[: next(k for k, line in enumerate(table) if not line.strip())])
+    return {rule: int(count) for rule, count in counts.items() if rule not in ("total", "all")}
+
+
+def changed(house, **sections):
+    (house / "changed.yaml").write_text(yaml.safe_dump(sections))
+    return "changed.yaml"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    house = make_house(tmp_path_factory.mktemp("house") / "house")
+    snakemake(house)
+    return house
+
+
+CHAIN = {"base_model", "index", "split", "generator", "rmp", "generation", "crop_and_paste", "metrics", "downstream", "report"}
+
+
+class TestRuns:
+    def test_a_fresh_house_plans_every_station(self, tmp_path):
+        house = make_house(tmp_path / "house")
+        assert planned(house) == dict.fromkeys(CHAIN, 1) | {"downstream": 3}
+
+    def test_everything_is_there(self, finished):
+        numbers = json.loads((finished / "results/metrics.json").read_text())
+        assert {name.split("/")[6] for name in numbers} >= {"auroc", "ap", "f1_max", "iou", "is", "kid", "ic_lpips"}
+        page = (finished / "results/report/index.html").read_text()
+        assert "washer" in page and not re.search(r"(src|href)=\"https?:", page)
+        assert not list(finished.glob("results/**/.*.working")) and not list(finished.glob("results/**/.*.partial"))
+
+    def test_again_there_is_nothing_to_do(self, finished):
+        assert planned(finished) == {}
+
+    def test_a_changed_rmp_setting_reruns_what_follows_and_nothing_else(self, finished):
+        file = changed(finished, rmp={"learning_rate": 1e-3})
+        assert planned(finished, file) == {"rmp": 1, "generation": 1, "metrics": 1, "downstream": 1, "report": 1}
+
+    @pytest.mark.parametrize(
+        ("sections", "expected"),
+        [
+            ({"metrics": {"kid_subset_size": 3}}, {"metrics": 1, "report": 1}),
+            ({"downstream": {"updates": 3}}, {"downstream": 3, "report": 1}),
+            ({"generation": {"steps": 3}}, {"generation": 1, "metrics": 1, "downstream": 1, "report": 1}),
+            ({"generator": {"da_weight": 0.5}},
+             {"generator": 1, "rmp": 1, "generation": 1, "metrics": 1, "downstream": 1, "report": 1}),
+        ],
+    )
+    def test_one_changed_setting_reruns_its_own_chain(self, finished, sections, expected):
+        assert planned(finished, changed(finished, **sections)) == expected
+
+    def test_an_experiment_on_the_threshold_trains_no_generator_and_no_mask_branch(self, finished):
+        file = changed(finished, experiments=["seas", "tau_0.1"])
+        assert planned(finished, file) == {"generation": 1, "metrics": 1, "downstream": 1, "report": 1}
+
+    def test_one_product_is_rerun_by_naming_its_folder(self, finished):
+        folder = "results/mine/seas/seed0/rmp/washer"
+        assert planned(finished, folder, "--force") == {"rmp": 1}
+
+    def test_a_second_product_leaves_the_first_alone(self, finished):
+        shutil.copytree(finished / "data/all/fabric", finished / "data/mine/fabric")
+        plan = planned(finished)
+        shutil.rmtree(finished / "data/mine/fabric")
+        # one unified model for both products: its three arms are new
+        alone = dict.fromkeys(CHAIN - {"base_model", "downstream", "report"}, 1)
+        assert plan == alone | {"downstream": 3, "report": 1}
+
+    def test_a_changed_photograph_is_noticed(self, finished):
+        image = finished / "data/mine/washer/train/good/000.png"
+        before = image.read_bytes()
+        image.write_bytes(before + b"\0")
+        plan = planned(finished)
+        image.write_bytes(before)
+        assert plan["index"] == 1
+
+
+class TestFaults:
+    def test_a_wrong_key_ends_before_the_first_job(self, finished):
+        text = snakemake(finished, changed(finished, rmp={"skipp": True}), check=False)
+        assert "'rmp.skipp' is no setting; did you mean 'skip'?" in text
+        assert "Traceback" not in text
+
+    def test_a_wrong_mask_ends_in_one_sentence_and_keeps_what_is_finished(self, finished):
+        mask = finished / "data/mine/washer/ground_truth/rust/001_mask.png"
+        before = mask.read_bytes()
+        mask.write_bytes(b"damaged, and longer than before")
+        text = snakemake(finished, check=False)
+        mask.write_bytes(before)
+        assert "seas: the mask data/mine/washer/ground_truth/rust/001_mask.png cannot be read" in text
+        assert "Traceback" not in text
+        assert (finished / "results/mine/seas/seed0/generator/washer/manifest.json").exists()
+
+
+def contents(house):
+    """Hashes of all trained weights and generated images."""
+    wanted = {}
+    for manifest in (house / "results").rglob("manifest.json"):
+        if "report" not in manifest.parts:
+            wanted[str(manifest.relative_to(house))] = json.loads(manifest.read_text())["content"]
+    return wanted
+
+
+def test_killed_at_random_moments_it_ends_the_same(finished, tmp_path):
+    """SIGKILL the whole process group several times, start again each time, and compare every artifact."""
+    house = make_house(tmp_path / "house")
+    draws = random.Random()
+    seed = draws.randrange(10**6)
+    draws.seed(seed)
+    print(f"seed of the kill times: {seed}")
+    for _ in range(3):
+        process = subprocess.Popen(
+            command(), cwd=house, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        time.sleep(draws.uniform(8, 30))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        snakemake(house, "--unlock")
+    snakemake(house)
+    assert contents(house) == contents(finished)
+    tables = [pd.read_parquet(h / "results/report/tables/results.parquet") for h in (house, finished)]
+    pd.testing.assert_frame_equal(*tables)
