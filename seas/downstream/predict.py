@@ -1,0 +1,93 @@
+"""Scoring of photographs by a trained model: maps, overlays and a decision for each."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from seas.artifacts import writing_file
+from seas.downstream.model import anomaly_maps, load_model
+from seas.errors import InputError
+from seas.images import fit, outlined, placement, read_image, write_image
+from seas.settings import ComputeSettings
+from seas.training import prepare_device, progress
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+
+
+def predict_images(model_folder: Path, images: Sequence[Path], output: Path, compute: ComputeSettings) -> None:
+    """Score photographs, or all photographs of folders, and write them to ``output``.
+
+    predictions.csv: image, score (the map's maximum in [0, 1]), threshold, decision ("anomalous" or "good") and
+    anomaly_pixels. score_maps/: 8-bit PNG at the photograph's size. overlays/: the photograph with what is found outlined.
+
+    Raises InputError for an existing output, a folder without photographs, a broken photograph, or a folder that is no
+    model; then nothing is written.
+    """
+    output = Path(output)
+    if output.exists():
+        raise InputError(f"{output} exists already; name a folder that does not")
+    network, description = load_model(model_folder, prepare_device(compute))
+    found = _photographs(images)
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    rows = []
+    try:
+        for name, path in progress(list(found.items()), "predict"):
+            image = read_image(path)
+            scores = _map_of(network, image, description, compute)
+            anomalous = scores >= description.pixel_threshold
+            score = float(scores.max())
+            decision = "anomalous" if score >= description.image_threshold else "good"
+            values = [str(path), score, description.image_threshold, decision, int(anomalous.sum())]
+            rows.append(dict(zip(("image", "score", "threshold", "decision", "anomaly_pixels"), values, strict=True)))
+            write_image(np.uint8(np.round(255 * scores)), partial / "score_maps" / f"{name}.png")
+            write_image(outlined(image, anomalous), partial / "overlays" / f"{name}.png")
+        with writing_file(partial / "predictions.csv") as file:
+            pd.DataFrame(rows).to_csv(file, index=False)
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _photographs(images: Sequence[Path]) -> dict[str, Path]:
+    """Photographs by the name of what is written of them: their own, with the folders' names where two are alike."""
+    paths: list[Path] = []
+    for given in map(Path, images):
+        if given.is_dir():
+            inside = sorted(path for path in given.rglob("*") if path.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise InputError(f"the folder {given} holds no photograph ({', '.join(sorted(SUFFIXES))})")
+            paths += inside
+        elif given.is_file():
+            paths.append(given)
+        else:
+            raise InputError(f"the photograph {given} does not exist")
+    paths = list(dict.fromkeys(paths))
+    stems = [path.stem for path in paths]
+    names = {path.stem if stems.count(path.stem) == 1 else _long_name(path): path for path in paths}
+    if len(names) < len(paths):
+        raise InputError("two of the photographs differ in their suffix alone; give one of them")
+    return names
+
+
+def _long_name(path: Path) -> str:
+    return "_".join(part for part in path.with_suffix("").parts if part not in ("/", "..", "."))
+
+
+def _map_of(network, image: np.ndarray, description, compute: ComputeSettings) -> np.ndarray:
+    """The anomaly's probabilities at the photograph's own size, float (H, W); 0 where fitting cut it off."""
+    height, width = image.shape[:2]
+    size = description.image_size
+    fitted = fit(image, np.zeros((height, width), bool), size, description.fit)
+    scores = anomaly_maps(network, fitted.image[None], compute)[0]
+    place = placement(height, width, size, description.fit)
+    resized = np.zeros((place.height, place.width), np.float32)
+    rows = slice(max(0, -place.top), max(0, -place.top) + min(size, place.height))
+    columns = slice(max(0, -place.left), max(0, -place.left) + min(size, place.width))
+    resized[rows, columns] = scores[fitted.valid].reshape(min(size, place.height), min(size, place.width))
+    large = Image.fromarray(resized).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(large).clip(0, 1)
