@@ -5,6 +5,10 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
+RESULT_COLUMNS = ["dataset", "product", "method", "model", "variant", "level", "metric", "value"]
+RESULT_COLUMNS += ["experiment", "trained_on", "seed", "protocol", "extractor"]
+"""The columns of every table of results, in their order; the first seven are those of the paper's numbers."""
+
 
 class Detection(NamedTuple):
     """scores: (level, metric) → per cent, NaN where only one class is present. threshold: that of the pixels' F1-max."""

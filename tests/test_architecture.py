@@ -35,6 +35,7 @@ DEMO_CHANGES = {
     "generator.embedding_learning_rate",
     "generator.attention_layers",
     "generator.checkpoint_every",
+    "rmp.channels",
     "rmp.updates_per_type",
     "rmp.checkpoint_every",
     "generation.pairs_per_type",

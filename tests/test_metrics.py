@@ -21,10 +21,11 @@ from seas.errors import InputError
 from seas.images import to_tensor, write_image, write_mask
 from seas.metrics import evaluate
 from seas.metrics.diversity import distances, ic_lpips
-from seas.metrics.evaluate import COLUMNS, evaluate_product
+from seas.metrics.evaluate import evaluate_product
 from seas.metrics.extractors import EfficientNetLite0, PaperExtractors, build_extractor
 from seas.metrics.quality import inception_score, kid
 from seas.metrics.settings import MetricsSettings
+from seas.scores import RESULT_COLUMNS
 from seas.settings import ComputeSettings
 
 CPU = torch.device("cpu")
@@ -417,7 +418,7 @@ def protocol(table, metric, variant=""):
 
 def test_the_table_of_a_product_holds_the_values_by_hand(measured):
     table = measured()
-    assert list(table.columns) == COLUMNS
+    assert list(table.columns) == RESULT_COLUMNS
     assert len(table) == 6 + 2 * 5
     for column, only in (("dataset", "toys"), ("product", "disc"), ("method", "seas"), ("model", ""), ("seed", 3)):
         assert set(table[column]) == {only}

@@ -19,7 +19,6 @@ from seas.report.figures import attention_overlay
 from seas.report.runs import ReportedRun
 from seas.report.settings import ReportSettings
 from seas.report.tables import (
-    COLUMNS,
     TextTable,
     beside_paper,
     collect,
@@ -31,6 +30,7 @@ from seas.report.tables import (
     wide,
 )
 from seas.report.write import write_report
+from seas.scores import RESULT_COLUMNS
 
 SIZE = 64
 TYPES = ("dent", "scratch")
@@ -83,12 +83,12 @@ def write_generation(folder: Path) -> None:
             for index in range(3):
                 image, mask = photograph(10 + index, name)
                 mask &= index < 2
-                row = dict(type=name, index=index, image=f"test/{name}/{index:04d}.png", source_normal="", draws=1 + index)
+                row = dict(type=name, index=index, image=f"test/{name}/{index:04d}.png", source_normal="", draws=1 + index, width=SIZE, height=SIZE)
                 row |= dict(mask=f"ground_truth/{name}/{index:04d}_mask.png", anomaly_pixels=int(mask.sum()))
                 save_image(image, partial / row["image"])
                 save_image(mask, partial / row["mask"])
                 rows.append(row)
-        rows.append(dict(type="good", index=0, image="", mask="", source_normal="", anomaly_pixels=0, draws=1))
+        rows.append(dict(type="good", index=0, image="", mask="", width=SIZE, height=SIZE, source_normal="", anomaly_pixels=0, draws=1))
         write_table(pd.DataFrame(rows), partial / "images.parquet")
 
 
@@ -181,10 +181,10 @@ def one(table: pd.DataFrame, **wanted) -> pd.Series:
 
 def test_results_have_the_agreed_columns_and_the_run_names_them(runs):
     results = collect(runs)
-    assert list(results.columns) == COLUMNS
+    assert list(results.columns) == RESULT_COLUMNS
     row = one(results, product="carpet", trained_on="generated", metric="ap", seed=1)
     assert (row.value, row.dataset, row.experiment, row.model, row.method) == (82.0, "mvtec_ad", "seas", "bisenet_v2", "seas")
-    assert not results.duplicated([column for column in COLUMNS if column != "value"]).any()
+    assert not results.duplicated([column for column in RESULT_COLUMNS if column != "value"]).any()
 
 
 def test_mean_over_products_replaces_the_stations_own(runs):
@@ -235,7 +235,7 @@ def test_comparison_with_the_paper_is_a_merge_on_its_columns(runs):
 
 
 def test_a_mean_over_all_products_of_the_paper_is_compared():
-    row = dict.fromkeys(COLUMNS, "") | dict(dataset="mvtec_ad", method="seas", model="bisenet_v2", level="pixel", metric="ap")
+    row = dict.fromkeys(RESULT_COLUMNS, "") | dict(dataset="mvtec_ad", method="seas", model="bisenet_v2", level="pixel", metric="ap")
     paper = paper_results()
     products = set(paper[paper.dataset == "mvtec_ad"]["product"])
     results = pd.DataFrame([row | dict(product=product, value=50.0, seed=0) for product in products])
@@ -267,7 +267,7 @@ def test_metrics_are_rounded_and_what_is_no_number_is_null(runs):
 
 
 def test_tables_as_text():
-    rows = [dict.fromkeys([*COLUMNS, "seeds"], "") | dict(level="pixel", metric="ap", product=p, value=v) for p, v in (("", 5.0), ("b", 12.345))]
+    rows = [dict.fromkeys([*RESULT_COLUMNS, "seeds"], "") | dict(level="pixel", metric="ap", product=p, value=v) for p, v in (("", 5.0), ("b", 12.345))]
     table = wide(pd.DataFrame(rows).assign(spread=[np.nan, 0.5]), {"product": "product"})
     assert table == TextTable(["product", "pixel AP"], [["b", "12.35 ± 0.50"], ["mean", "5.000"]])
     assert markdown(TextTable(["a"], [["b|c"]])) == "| a |\n| --- |\n| b\\|c |\n"

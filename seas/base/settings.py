@@ -32,11 +32,11 @@ class BaseSettings(StationSettings):
     prediction_type: Literal["epsilon", "v_prediction"] = setting(
         "v_prediction", "what a trained U-Net predicts (epsilon is worse than nothing at high noise when training is short)", source="ours"
     )
-    corpus_images: int = setting(3072, "procedural pictures to train on", unit="images", source="ours", ge=8)
-    vae_updates: int = setting(700, "updates of the VAE", source="ours", ge=1)
+    corpus_images: int = setting(2048, "procedural pictures to train on", unit="images", source="ours", ge=8)
+    vae_updates: int = setting(350, "updates of the VAE", source="ours", ge=1)
     vae_batch_size: int = setting(8, "pictures of a VAE batch", unit="images", source="ours", ge=1)
     vae_learning_rate: float = setting(6e-4, "Adam's peak rate for the VAE; it falls along a cosine", source="ours", gt=0)
-    unet_updates: int = setting(700, "updates of the U-Net and the text encoder", source="ours", ge=1)
+    unet_updates: int = setting(350, "updates of the U-Net and the text encoder", source="ours", ge=1)
     unet_batch_size: int = setting(16, "latents of a U-Net batch", unit="images", source="ours", ge=1)
     unet_learning_rate: float = setting(1e-3, "AdamW's peak rate for U-Net and text encoder; it falls along a cosine", source="ours", gt=0)
     ema_decay: float = setting(0.99, "decay of the averaged weights that are kept", source="ours", ge=0, lt=1)

@@ -16,15 +16,13 @@ from seas.downstream.model import MODELS, WEIGHTS, Description, anomaly_maps, no
 from seas.downstream.samples import Sample, SegmentationBatches, fitted_samples, training_samples
 from seas.downstream.settings import STAGE_VERSION, DownstreamSettings
 from seas.images import Fitted, load_fitted, outlined, write_image
-from seas.scores import best_threshold, detection_scores, image_maxima, precision_recall_points
+from seas.scores import RESULT_COLUMNS, best_threshold, detection_scores, image_maxima, precision_recall_points
 from seas.seeding import rng, seed_of
 from seas.settings import ComputeSettings
 from seas.training import autocast, prepare_device, progress, train
 
 METHODS = {"real": "real", "crop_and_paste": "crop_paste"}
 """The method's name in the result tables; all other sources are SeaS's."""
-COLUMNS = ["dataset", "product", "method", "model", "variant", "level", "metric", "value"]
-COLUMNS += ["experiment", "trained_on", "seed", "protocol", "extractor"]
 WARM_UP = 0.02
 POWER = 0.9
 IMAGES_FOR_THRESHOLDS = 100
@@ -105,7 +103,7 @@ def train_segmenter(
             f"{len(normal)} normal images",
             "extractor": "",
         }
-        write_table(pd.DataFrame([common | row for row in [*scores, *_means(scores)]])[COLUMNS], folder / "scores.parquet")
+        write_table(pd.DataFrame([common | row for row in [*scores, *_means(scores)]])[RESULT_COLUMNS], folder / "scores.parquet")
         write_table(pd.concat(curves, ignore_index=True), folder / "curves.parquet")
         write_table(losses, folder / "losses.parquet")
         save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / WEIGHTS)

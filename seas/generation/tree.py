@@ -9,7 +9,7 @@ from seas.artifacts import write_table
 from seas.images import write_image, write_mask
 
 TABLE = "images.parquet"
-COLUMNS = ["type", "index", "image", "mask", "source_normal", "anomaly_pixels", "draws"]
+COLUMNS = ["type", "index", "image", "mask", "width", "height", "source_normal", "anomaly_pixels", "draws"]
 
 
 def write_generated(
@@ -25,7 +25,9 @@ def write_generated(
     write_image(image, folder / image_path)
     if mask_path:
         write_mask(mask, folder / mask_path)
-    values = [anomaly_type, index, image_path, mask_path, source_normal, 0 if good else int(mask.sum()), draws]
+    height, width = image.shape[:2]
+    pixels = 0 if good else int(mask.sum())
+    values = [anomaly_type, index, image_path, mask_path, width, height, source_normal, pixels, draws]
     return dict(zip(COLUMNS, values, strict=True))
 
 

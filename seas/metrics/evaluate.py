@@ -20,25 +20,11 @@ from seas.metrics.diversity import ic_lpips
 from seas.metrics.extractors import FeatureExtractor, build_extractor
 from seas.metrics.quality import inception_score, kid
 from seas.metrics.settings import MetricsSettings
+from seas.scores import RESULT_COLUMNS
 from seas.seeding import seed_of
 from seas.settings import ComputeSettings
 from seas.training import prepare_device, progress
 
-COLUMNS = [
-    "dataset",
-    "product",
-    "method",
-    "model",
-    "variant",
-    "level",
-    "metric",
-    "value",
-    "experiment",
-    "trained_on",
-    "seed",
-    "protocol",
-    "extractor",
-]
 METRICS_OF_TYPES = ("is", "ic_lpips", "ic_lpips_nonzero", "ic_lpips_anomaly", "ic_lpips_anomaly_nonzero")
 REFERENCE_ROLES = {"train_shots": ("shot",), "all_real": ("shot", "test", "left_out")}
 
@@ -80,7 +66,7 @@ def evaluate_product(
     product: str,
     output: Path,
 ) -> None:
-    """Write the table of the metrics of one product's generated images, in the columns ``COLUMNS``.
+    """Write the table of the metrics of one product's generated images, in the columns ``RESULT_COLUMNS``.
 
     IS, IC-LPIPS and IC-LPIPS(a) are measured for each anomaly type (rows of the variant "type=<name>") and
     averaged over the types (variant ""). KID compares the generated normal images with the training normals
@@ -113,7 +99,7 @@ def evaluate_product(
             for variant, found in [*means, ("", normals), *rows]
         ]
     ).assign(dataset=dataset, product=product, method="seas", model="", level="generation")
-    write_table(table.assign(experiment=experiment, trained_on="", seed=seed)[COLUMNS], output)
+    write_table(table.assign(experiment=experiment, trained_on="", seed=seed)[RESULT_COLUMNS], output)
 
 
 @dataclass(frozen=True)

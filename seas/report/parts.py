@@ -10,7 +10,7 @@ import pandas as pd
 from seas.artifacts import read_manifest, read_table
 from seas.generator.pipeline import load_pipeline
 from seas.generator.prompts import Prompts
-from seas.images import load_fitted, read_image, read_mask
+from seas.images import load_fitted
 from seas.report.attention import token_attention
 from seas.report.figures import (
     ARM_LABELS,
@@ -117,7 +117,7 @@ def counts(run: ReportedRun) -> TextTable:
             pairs = images[images.type == name]
             numbers = len(shots), len(tests), len(pairs), (pairs.anomaly_pixels == 0).sum(), (pairs.draws > 1).sum()
             real_area = (shots.anomaly_pixels / (shots.width * shots.height)).median()
-            generated_area = (pairs.anomaly_pixels / run.image_size**2).median()
+            generated_area = (pairs.anomaly_pixels / (pairs.width * pairs.height)).median()
             areas = (f"{100 * area:.2f} %" for area in (real_area, generated_area))
             rows.append([product, name, *map(str, numbers), *areas])
         good = split[split.type == "good"]
@@ -159,8 +159,9 @@ def _sheet_rows(
         pairs = images[images.type == name].sort_values("index").head(settings.examples_per_type)
         if pairs.empty:
             continue
-        generated = np.stack([read_image(results.generation / image) for image in pairs.image])
-        masks = [read_mask(results.generation / mask) for mask in pairs["mask"]]
+        fitted = [load_fitted(results.generation, pair, run.image_size, run.fit) for pair in pairs.itertuples()]
+        generated = np.stack([pair.image for pair in fitted])
+        masks = [pair.mask for pair in fitted]
         shots = split[(split.role == "shot") & (split.type == name)].head(len(pairs))
         real = [load_fitted(run.root, shot, run.image_size, run.fit).image for shot in shots.itertuples()]
         real += [None] * (len(pairs) - len(real))

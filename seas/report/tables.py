@@ -9,17 +9,15 @@ import pandas as pd
 
 from seas.artifacts import read_table
 from seas.report.runs import ReportedRun
+from seas.scores import RESULT_COLUMNS
 
 SHARED_WITH_PAPER = ["dataset", "product", "method", "model", "variant", "level", "metric"]
 """The columns that name a number of the paper; the comparison merges on them."""
 
-COLUMNS = [*SHARED_WITH_PAPER, "value", "experiment", "trained_on", "seed", "protocol", "extractor"]
-"""The columns of a result table, in their order."""
-
 KEY = [*SHARED_WITH_PAPER, "experiment", "trained_on", "seed"]
 """The columns that name one result; metrics.json joins them in this order."""
 
-TEXTS = [column for column in COLUMNS if column not in ("dataset", "experiment", "seed", "value")]
+TEXTS = [column for column in RESULT_COLUMNS if column not in ("dataset", "experiment", "seed", "value")]
 
 EMPTY_PART = "-"
 DECIMALS = 6
@@ -51,7 +49,7 @@ class TextTable(NamedTuple):
 
 
 def collect(runs: Sequence[ReportedRun]) -> pd.DataFrame:
-    """Every result of the runs in the columns ``COLUMNS``, sorted by ``KEY``, with the means over products.
+    """Every result of the runs in the columns ``RESULT_COLUMNS``, sorted by ``KEY``, with the means over products.
 
     A station's own mean over products (an empty product) is left out and computed anew, so that
     there is one definition of it: see ``means_over_products``.
@@ -59,7 +57,7 @@ def collect(runs: Sequence[ReportedRun]) -> pd.DataFrame:
     Raises ValueError when two stations give the same result.
     """
     parts = [_of_run(run) for run in runs]
-    results = pd.concat(parts, ignore_index=True).loc[:, COLUMNS]
+    results = pd.concat(parts, ignore_index=True).loc[:, RESULT_COLUMNS]
     results = pd.concat([results, means_over_products(results)], ignore_index=True)
     if (twice := results.duplicated(KEY)).any():
         raise ValueError(f"two results are both named {_name(results[twice].iloc[0])}")
@@ -71,7 +69,7 @@ def _of_run(run: ReportedRun) -> pd.DataFrame:
     for arm in run.downstream:
         scores = read_table(arm.folder / "scores.parquet")
         tables.append(scores[scores["product"] != ""].assign(model=arm.model, trained_on=arm.trained_on))
-    table = pd.concat(tables, ignore_index=True).reindex(columns=COLUMNS)
+    table = pd.concat(tables, ignore_index=True).reindex(columns=RESULT_COLUMNS)
     texts = {column: table[column].astype(object).where(table[column].notna(), "").astype(str) for column in TEXTS}
     return table.assign(**texts).assign(dataset=run.dataset, experiment=run.experiment, seed=run.seed)
 
@@ -89,7 +87,7 @@ def means_over_products(results: pd.DataFrame) -> pd.DataFrame:
         names = _common_names(rows)
         if 1 < len(rows) == counts[tuple(names[column] for column in run)]:
             means.append({**names, "product": "", "value": rows["value"].mean(skipna=False)})
-    return pd.DataFrame(means, columns=COLUMNS)
+    return pd.DataFrame(means, columns=RESULT_COLUMNS)
 
 
 def over_seeds(results: pd.DataFrame) -> pd.DataFrame:
@@ -99,7 +97,7 @@ def over_seeds(results: pd.DataFrame) -> pd.DataFrame:
         {**_common_names(rows), "value": rows.value.mean(), "spread": rows.value.std(), "seeds": rows.value.count()}
         for _, rows in rows_of
     ]
-    return pd.DataFrame(means, columns=[*(column for column in COLUMNS if column != "seed"), "spread", "seeds"])
+    return pd.DataFrame(means, columns=[*(column for column in RESULT_COLUMNS if column != "seed"), "spread", "seeds"])
 
 
 def _common_names(rows: pd.DataFrame) -> dict:

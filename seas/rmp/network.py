@@ -11,9 +11,8 @@ from torch.nn.functional import batch_norm, interpolate
 from seas.errors import InputError
 from seas.rmp.settings import RmpSettings
 
-CHANNELS = 192
-WIDTHS = {1: (192,), 2: (128, 64), 3: (64, 64, 64)}
-"""How the U-Net features share the channels, by their number; the paper names those of two."""
+SHARES = {1: (3,), 2: (2, 1), 3: (1, 1, 1)}
+"""How the U-Net features share the channels, in thirds, by their number; the paper names those of two: 128 and 64 of 192."""
 HEADS = 8
 TRANSFORMER_BLOCKS = 4
 NORM_GROUPS = 32
@@ -128,15 +127,15 @@ class RefinedMaskPrediction(nn.Module):
         super().__init__()
         self.settings = settings
         self.unet_channels, self.vae_channels, self.upscaling = tuple(unet_channels), tuple(vae_channels), upscaling
-        widths = WIDTHS[len(self.unet_channels)]
+        widths = [share * settings.channels // 3 for share in SHARES[len(self.unet_channels)]]
         self.projections = nn.ModuleList(
             nn.Conv2d(channels, width, 1) for channels, width in zip(unet_channels, widths, strict=True)
         )
         self.transformer = Transformer2DModel(
-            HEADS, CHANNELS // HEADS, CHANNELS, num_layers=TRANSFORMER_BLOCKS, norm_num_groups=NORM_GROUPS
+            HEADS, settings.channels // HEADS, settings.channels, num_layers=TRANSFORMER_BLOCKS, norm_num_groups=NORM_GROUPS
         )
-        self.mrms = nn.ModuleList(MaskRefinementModule(CHANNELS, channels, settings) for channels in vae_channels)
-        self.head = MaskHead(CHANNELS)
+        self.mrms = nn.ModuleList(MaskRefinementModule(settings.channels, channels, settings) for channels in vae_channels)
+        self.head = MaskHead(settings.channels)
 
     @classmethod
     def for_pipeline(
@@ -169,7 +168,7 @@ class RefinedMaskPrediction(nn.Module):
         return levels_of(self.upscaling.bit_length() - 1, self.settings)
 
     def coarse(self, unet_features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """U-Net features (B, C_i, h_i, w_i) → the coarse feature (B, 192, h, w) and its logits (B, 2, h, w)."""
+        """U-Net features (B, C_i, h_i, w_i) → the coarse feature (B, C, h, w) and its logits (B, 2, h, w)."""
         size = max(tuple(feature.shape[2:]) for feature in unet_features)
         projected = [
             _resized(projection(feature), size)

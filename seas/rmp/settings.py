@@ -22,6 +22,9 @@ class RmpSettings(StationSettings):
     normal_per_batch: int = setting(2, "normal images of a batch", source="Sec. A.2", unit="images", ge=1)
     learning_rate: float = setting(5e-4, "AdamW's constant rate", source="Sec. A.2", gt=0)
     weight_decay: float = setting(0.01, "AdamW's decay", source="released code", ge=0)
+    channels: int = setting(
+        192, "channels of the branch's features", unit="channels", source="Sec. 3.3", ge=96, multiple_of=96
+    )
     unet_blocks: tuple[int, ...] = setting(
         (2, 3),
         "up blocks of the U-Net, counted from 1, whose outputs the coarse path reads",

@@ -1,0 +1,270 @@
+"""Segmentation: the network's facts, equal conditions of the arms, resume, scoring, prediction on own photographs."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from seas.artifacts import read_table
+from seas.downstream import train as downstream_train
+from seas.downstream.bisenet_v2 import BiSeNetV2
+from seas.downstream.model import anomaly_maps, load_model, normalised
+from seas.downstream.predict import predict_images
+from seas.downstream.samples import SegmentationBatches, training_samples
+from seas.downstream.settings import DownstreamSettings
+from seas.downstream.train import IGNORED, SegmenterTrainer, rate, train_segmenter
+from seas.errors import InputError
+from seas.generation.crop_and_paste import crop_and_paste_product
+from seas.images import read_image, write_image
+from seas.settings import ComputeSettings
+
+CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
+SMALL = DownstreamSettings(image_size=32, updates=20, batch_size=4, checkpoint_every=10)
+
+
+@pytest.fixture(scope="module")
+def pairs(miniature, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs") / "crop_and_paste" / "washer"
+    crop_and_paste_product(miniature.split, miniature.root, 5, miniature.data, 0, output=folder)
+    return folder
+
+
+def run(miniature, trained_on, trees, output, settings=SMALL):
+    train_segmenter(
+        "bisenet_v2", trained_on, {"washer": miniature.split}, {"washer": trees}, miniature.root, settings, miniature.data, CPU, 0,
+        dataset="mine", experiment="seas", output=output,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(miniature, pairs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("downstream") / "model"
+    run(miniature, "crop_and_paste", [pairs], folder)
+    return folder
+
+
+class TestNetwork:
+    def test_parameters(self):
+        network = BiSeNetV2()
+        counted = sum(p.numel() for name, p in network.named_parameters() if not name.startswith("auxiliary"))
+        assert counted == 3_341_458
+        assert len(network.auxiliary_heads) == 4
+
+    def test_sizes_of_the_branches(self):
+        network = BiSeNetV2().eval()
+        images = torch.rand(1, 3, 64, 96)
+        with torch.no_grad():
+            assert network.detail(images).shape == (1, 128, 8, 12)
+            logits, features = network._logits(images)
+            assert [tuple(feature.shape[1:]) for feature in features] == [(16, 16, 24), (32, 8, 12), (64, 4, 6), (128, 2, 3)]
+            assert logits.shape == (1, 2, 64, 96)
+            assert [part.shape for part in network.training_logits(images)] == [logits.shape] * 5
+
+    def test_both_branches_reach_the_output(self):
+        network = BiSeNetV2().eval()
+        images = torch.rand(1, 3, 64, 64)
+        before = network(images)
+        for branch in (network.detail[-1], network.context):
+            hook = branch.register_forward_hook(lambda module, inputs, output: output * 0)
+            assert not torch.allclose(network(images), before)
+            hook.remove()
+
+
+class TestArms:
+    def counts(self, trained_on, miniature, trees):
+        abnormal, normal = training_samples(trained_on, {"washer": miniature.split}, {"washer": trees}, miniature.root)
+        return len(abnormal), len(normal)
+
+    def test_the_abnormal_images_differ_the_normal_ones_do_not(self, miniature, pairs):
+        assert self.counts("real", miniature, []) == (6, 10)
+        assert self.counts("generated", miniature, [pairs]) == (15, 10)
+        assert self.counts("crop_and_paste", miniature, [pairs]) == (15, 10)
+        assert self.counts("real+generated", miniature, [pairs]) == (21, 10)
+
+    def test_no_test_image_is_trained_on(self, miniature, pairs):
+        split = read_table(miniature.split)
+        abnormal, normal = training_samples("real+generated", {"washer": miniature.split}, {"washer": [pairs]}, miniature.root)
+        assert not {sample.image for sample in (*abnormal, *normal) if sample.root == miniature.root} & set(
+            split[split.role == "test"].image
+        )
+
+    def test_all_start_from_the_same_weights(self, miniature, pairs):
+        networks = [
+            SegmenterTrainer("bisenet_v2", None, SMALL, CPU, 0, torch.device("cpu")).network.state_dict() for _ in range(2)
+        ]
+        assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
+
+
+class TestBatches:
+    def batches(self, miniature, **changes):
+        abnormal, normal = training_samples("real", {"washer": miniature.split}, {"washer": []}, miniature.root)
+        arguments = {"size": 32, "fit": "auto", "batch_size": 4, "jitter": 0.1, "seed": 0} | changes
+        return SegmentationBatches(abnormal, normal, **arguments)
+
+    def test_half_is_abnormal(self, miniature):
+        batch = self.batches(miniature).batch(0)
+        assert batch.masks.any((1, 2)).tolist() == [True, True, False, False]
+        assert batch.images.shape == (4, 32, 32, 3)
+
+    def test_a_function_of_the_step_alone(self, miniature):
+        batches = self.batches(miniature)
+        jumped = self.batches(miniature).batch(7)
+        for step in range(8):
+            reached = batches.batch(step)
+        assert all(np.array_equal(*pair) for pair in zip(jumped, reached, strict=True))
+
+    def test_each_image_once_before_any_twice(self, miniature):
+        batches = self.batches(miniature, jitter=0.0)
+        seen = [batches.batch(step).images[k] for step in range(3) for k in (0, 1)]
+        assert len({np.sort(image.ravel()).tobytes() for image in seen}) == 6
+
+    def test_a_full_cache_changes_nothing(self, miniature):
+        plain = self.batches(miniature).batch(1)
+        without = self.batches(miniature)
+        without._room = 0
+        assert np.array_equal(without.batch(1).images, plain.images)
+        assert not without._cache
+
+
+class TestTraining:
+    def test_rate(self):
+        assert rate(0, 1000) == pytest.approx(1 / 20)
+        assert rate(19, 1000) == pytest.approx((1 - 0.019) ** 0.9)
+        assert rate(500, 1000) == pytest.approx(0.5**0.9)
+
+    def test_loss_is_the_mean_of_the_valid_pixels_over_five_heads(self, miniature):
+        trainer = SegmenterTrainer("bisenet_v2", TestBatches().batches(miniature), SMALL, CPU, 0, torch.device("cpu"))
+        batch = trainer.batches.batch(0)
+        batch.valid[:, :10] = False
+        trainer.batches = type("Fixed", (), {"batch": lambda self, step: batch})()
+        with torch.no_grad():
+            heads = trainer.network.training_logits(normalised(batch.images))
+        expected = []
+        for logits in heads:
+            log_probability = torch.log_softmax(logits.double(), 1).numpy()
+            chosen = np.where(batch.masks, log_probability[:, 1], log_probability[:, 0])
+            expected.append(-chosen[batch.valid].mean())
+        losses = trainer.update(0)
+        assert float(losses["head"]) == pytest.approx(expected[0], rel=1e-4)
+        assert float(losses["loss"]) == pytest.approx(sum(expected), rel=1e-4)
+        assert IGNORED not in (0, 1)
+
+    def test_the_folder(self, trained):
+        scores = read_table(trained / "scores.parquet")
+        assert set(scores["product"]) == {"washer", ""}
+        assert set(scores.method) == {"crop_paste"} and set(scores.trained_on) == {"crop_and_paste"}
+        assert set(zip(scores.level, scores.metric, strict=True)) == {
+            *((level, metric) for level in ("image", "pixel") for metric in ("auroc", "ap", "f1_max")), ("pixel", "iou"),
+            ("pixel", "iou_oracle"),
+        }
+        assert len(list((trained / "examples").glob("washer_*.png"))) == 6
+        assert len(read_table(trained / "losses.parquet")) == 2
+
+    def test_the_mean_is_over_products(self):
+        rows = [{"product": p, "level": "pixel", "metric": "ap", "value": v} for p, v in (("a", 10.0), ("b", 30.0))]
+        assert downstream_train._means(rows) == [{"product": "", "level": "pixel", "metric": "ap", "value": 20.0}]
+
+    def test_an_interrupted_training_ends_with_the_same_weights(self, trained, miniature, pairs, tmp_path, monkeypatch):
+        original, calls = SegmenterTrainer.update, []
+
+        def dies(self, step):
+            calls.append(step)
+            if step == 14:
+                raise KeyboardInterrupt
+            return original(self, step)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(SegmenterTrainer, "update", dies)
+            with pytest.raises(KeyboardInterrupt):
+                run(miniature, "crop_and_paste", [pairs], tmp_path / "model")
+        assert not (tmp_path / "model").exists()
+        run(miniature, "crop_and_paste", [pairs], tmp_path / "model")
+        manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (trained, tmp_path / "model")]
+        assert manifests[0] == manifests[1]
+
+    def test_without_pairs_there_is_nothing_to_train_on(self, miniature, tmp_path):
+        with pytest.raises(InputError, match="downstream generated: there is no abnormal image"):
+            run(miniature, "generated", [], tmp_path / "model")
+
+    def test_it_learns_what_is_easy(self, tmp_path):
+        """White squares on grey: after a few updates their pixels score higher than all others."""
+        from seas.downstream.samples import Sample
+        from seas.images import write_mask
+
+        draws = np.random.default_rng(0)
+        abnormal, normal = [], []
+        for k in range(8):
+            image, mask = np.full((32, 32, 3), 90, np.uint8), np.zeros((32, 32), bool)
+            write_image(image, tmp_path / f"n{k}.png")
+            y, x = draws.integers(0, 20, 2)
+            mask[y : y + 12, x : x + 12] = True
+            image[mask] = 250
+            write_image(image, tmp_path / f"a{k}.png")
+            write_mask(mask, tmp_path / f"m{k}.png")
+            abnormal.append(Sample(tmp_path, f"a{k}.png", f"m{k}.png"))
+            normal.append(Sample(tmp_path, f"n{k}.png", ""))
+        batches = SegmentationBatches(abnormal, normal, size=32, fit="auto", batch_size=4, jitter=0.1, seed=0)
+        settings = SMALL.model_copy(update={"updates": 60})
+        trainer = SegmenterTrainer("bisenet_v2", batches, settings, CPU, 0, torch.device("cpu"))
+        for step in range(60):
+            trainer.update(step)
+        batch = batches.batch(99)
+        maps = anomaly_maps(trainer.network.eval(), batch.images, CPU)
+        assert maps[batch.masks].mean() > maps[~batch.masks].mean() + 0.3
+
+
+class TestPredict:
+    def test_own_photographs(self, trained, tmp_path):
+        draws = np.random.default_rng(0)
+        for folder, size in (("a", (40, 60)), ("b", (50, 50))):
+            write_image(draws.integers(0, 255, (*size, 3), np.uint8), tmp_path / folder / "part.png")
+        grey = Image.fromarray(draws.integers(0, 65535, (30, 30), np.uint16))
+        grey.save(tmp_path / "a/deep.tif")
+        predict_images(trained, [tmp_path / "a", tmp_path / "b"], tmp_path / "out", CPU)
+        table = pd.read_csv(tmp_path / "out/predictions.csv")
+        assert list(table.columns) == ["image", "score", "threshold", "decision", "anomaly_pixels"]
+        assert len(table) == 3 and set(table.decision) <= {"anomalous", "good"}
+        assert ((table.score >= table.threshold) == (table.decision == "anomalous")).all()
+        maps = sorted((tmp_path / "out/score_maps").iterdir())
+        assert len(maps) == 3 and len({path.name for path in maps}) == 3
+        assert {read_image(path).shape[:2] for path in maps} == {(40, 60), (50, 50), (30, 30)}
+
+    def test_the_map_lies_on_the_photograph(self, trained, monkeypatch, tmp_path):
+        """A network that answers with the brightness must find a bright spot where it is, padding or not."""
+        from seas.downstream import predict
+
+        image = np.zeros((64, 128, 3), np.uint8)
+        image[40:56, 96:112] = 255
+        write_image(image, tmp_path / "spot.png")
+        monkeypatch.setattr(predict, "anomaly_maps", lambda network, images, compute: images[..., 0] / 255)
+        predict_images(trained, [tmp_path / "spot.png"], tmp_path / "out", CPU)
+        found = read_image(tmp_path / "out/score_maps/spot.png")[..., 0]
+        y, x = np.argwhere(found > 128).mean(0)
+        assert (y, x) == pytest.approx((47.5, 103.5), abs=2)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("broken.png", b"no picture", r"broken\.png cannot be read"),
+            ("missing.png", None, r"missing\.png does not exist"),
+        ],
+    )
+    def test_faults_leave_nothing_behind(self, trained, tmp_path, name, content, message):
+        write_image(np.zeros((32, 32, 3), np.uint8), tmp_path / "fine.png")
+        if content:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            predict_images(trained, [tmp_path / "fine.png", tmp_path / name], tmp_path / "out", CPU)
+        assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+    def test_an_empty_folder(self, trained, tmp_path):
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(InputError, match="empty holds no photograph"):
+            predict_images(trained, [tmp_path / "empty"], tmp_path / "out", CPU)
+
+    def test_no_model(self, tmp_path):
+        with pytest.raises(InputError, match=r"is no trained segmentation model: model\.json is missing"):
+            load_model(tmp_path, torch.device("cpu"))
