@@ -11,7 +11,7 @@ help:
 	@echo "make demo       set up .venv and run the whole chain on the miniature dataset (CPU, about 15 minutes at most)"
 	@echo "make test       set up .venv and run the tests (CPU, about 15 minutes at most)"
 	@echo "make test-slow  the slower tests: the workflow for real, killed and resumed"
-	@echo "make check-style  ruff, mypy and snakefmt"
+	@echo "make check-style  ruff and snakefmt"
 
 # The environment, from the lock; made anew when the lock changes.
 .venv/made: envs/lock.txt pyproject.toml
@@ -48,4 +48,3 @@ check-style: .venv/made
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
-	$(BIN)/mypy seas

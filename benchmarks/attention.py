@@ -1,9 +1,10 @@
 """Where do the anomaly tokens look? Pixel AP of their attention on held-out abnormal images, with and without the DA loss.
 
-For each seed and product two generators are trained from one base, alike but for ``generator.da_weight`` (1 and 0). On every
-abnormal test image the U-Net is run once at a few noise levels with the type's prompt; the mean map of the anomaly
-tokens, min-max scaled to each image, is scored against the mask, pixels pooled within the product. Beside it stands the position prior: the mean
-mask of the type's training shots. Run it from the repository's root after ``make demo``::
+For each seed and product two generators are trained from one base, alike but for ``generator.da_weight`` (1 and 0).
+On every abnormal test image the U-Net is run once at a few noise levels with the type's prompt; the mean map of the
+anomaly tokens, min-max scaled to each image, is scored against the mask, pixels pooled within the product. Beside it
+stands the position prior: the mean mask of the type's training shots. Run it from the repository's root after
+``make demo``::
 
     .venv/bin/python benchmarks/attention.py --seeds 0 1 2
 """
@@ -42,7 +43,9 @@ def attention_scores(generator: Path, test: pd.DataFrame, root: Path, data, laye
         ids = token_ids(pipeline.tokenizer, prompts.anomaly_tokens[row.type])
         positions = torch.tensor([token_positions(tokenise(pipeline, [prompt])[0].tolist(), ids)])
         with torch.no_grad():
-            latents = pipeline.vae.encode(to_tensor(fitted.image[None])).latent_dist.mean * pipeline.vae.config.scaling_factor
+            latents = (
+                pipeline.vae.encode(to_tensor(fitted.image[None])).latent_dist.mean * pipeline.vae.config.scaling_factor
+            )
             noise = torch.randn(latents.shape, generator=torch_rng("benchmark", row.image))
             seen = []
             for timestep in TIMESTEPS:

@@ -37,7 +37,9 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes; of a folder artifact, that of its manifest; of another folder, of its names and sizes."""
     path = Path(path)
     if path.is_dir() and not (path / MANIFEST).exists():
-        listing = sorted((str(file.relative_to(path)), file.stat().st_size) for file in path.rglob("*") if file.is_file())
+        listing = sorted(
+            (str(file.relative_to(path)), file.stat().st_size) for file in path.rglob("*") if file.is_file()
+        )
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     if path.is_dir():
         path = path / MANIFEST

@@ -8,14 +8,19 @@ import typer
 from seas.jobs import reporting_faults
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="SeaS by hand. The chain itself runs by `snakemake`."
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="SeaS by hand. The chain itself runs by `snakemake`.",
 )
 
 
 @app.command()
 def check(
     dataset: Annotated[str, typer.Argument(help="a file of config/datasets/, by name")],
-    out: Annotated[Path | None, typer.Option(help="where the contact sheets go; results/check/<dataset> when absent")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="where the contact sheets go; results/check/<dataset> when absent")
+    ] = None,
     config: Annotated[list[Path], typer.Option(help="configuration files, laid over config/config.yaml")] = [],  # noqa: B006
 ) -> None:
     """Show what the networks will see of a dataset: counts, faults, shots, contact sheets, defects lost by fitting."""
@@ -39,7 +44,9 @@ def generate(
     out: Annotated[Path, typer.Option(help="folder to write; it must not exist")],
     first: Annotated[int, typer.Option(min=0, help="index of the first image, to make a set in shards")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="image i depends on the seed, the type and i alone")] = 0,
-    rmp: Annotated[Path | None, typer.Option(help="folder of the mask branch; the one beside the generator when absent")] = None,
+    rmp: Annotated[
+        Path | None, typer.Option(help="folder of the mask branch; the one beside the generator when absent")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 ) -> None:
     """Make images with masks from a finished generator."""
@@ -47,7 +54,8 @@ def generate(
         from seas.generation.by_hand import generate_by_hand
 
         generate_by_hand(
-            generator, anomaly_type=type, number=number, output=out, seed=seed, first=first, rmp=rmp, device=device)
+            generator, anomaly_type=type, number=number, output=out, seed=seed, first=first, rmp=rmp, device=device
+        )
         print(f"Images and masks: {out}")
 
 

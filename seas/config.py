@@ -99,7 +99,9 @@ class Config(Settings):
     """The whole configuration file: what runs, and the settings it runs with."""
 
     datasets: list[str] = setting(..., "files of config/datasets/ to run", min_length=1)
-    products: list[str] | None = setting(None, "products to run; all products of the datasets when absent", min_length=1)
+    products: list[str] | None = setting(
+        None, "products to run; all products of the datasets when absent", min_length=1
+    )
     experiments: list[str] = setting(["seas"], "files of config/experiments/ to run", min_length=1)
     seeds: list[int] = setting([0], "seeds to run", min_length=1)
 
@@ -276,13 +278,17 @@ class Workflow:
             where, made_of = f"{experiment} on {dataset}", (settings.base, settings.compute)
             other, first = built.setdefault(settings.base.name, (where, made_of))
             if first != made_of:
-                raise InputError(f"base.name is '{settings.base.name}' in {other} and in {where}, but their settings differ")
+                raise InputError(
+                    f"base.name is '{settings.base.name}' in {other} and in {where}, but their settings differ"
+                )
 
     @staticmethod
     def _differences(path: Path, file: DatasetFile | ExperimentFile) -> dict[str, Any]:
         for section in file.settings:
             if section not in Settings.model_fields:
-                raise InputError(f"{path}: 'settings.{section}' is no station; known are {', '.join(Settings.model_fields)}")
+                raise InputError(
+                    f"{path}: 'settings.{section}' is no station; known are {', '.join(Settings.model_fields)}"
+                )
         return file.settings
 
     def owner(self, dataset: str, experiment: str, stage: str) -> str:
@@ -299,7 +305,9 @@ class Workflow:
         """The folder of a stage, results/{dataset}/{owner}/seed{n}/{stage}."""
         return f"results/{dataset}/{self.owner(dataset, experiment, stage)}/seed{seed}/{stage}"
 
-    def downstream(self, dataset: str, experiment: str, seed: int | str, model: str, trained_on: str, scope: str) -> str:
+    def downstream(
+        self, dataset: str, experiment: str, seed: int | str, model: str, trained_on: str, scope: str
+    ) -> str:
         """The folder of one downstream model."""
         owner = self.owner(dataset, experiment, f"downstream/{trained_on}")
         return f"results/{dataset}/{owner}/seed{seed}/downstream/{model}/{trained_on}/{scope}"
@@ -359,7 +367,9 @@ class Workflow:
         everywhere = {product for name in self.datasets for product in self.all_products(name)}
         for product in wanted:
             if product not in everywhere:
-                raise InputError(f"products: '{product}' is in none of the datasets; known are {', '.join(sorted(everywhere))}")
+                raise InputError(
+                    f"products: '{product}' is in none of the datasets; known are {', '.join(sorted(everywhere))}"
+                )
         return [product for product in known if product in wanted]
 
     @functools.cache
@@ -368,7 +378,9 @@ class Workflow:
         file = self.datasets[dataset]
         products = self._readers()[file.layout].list_products(file.root)
         if not products:
-            raise InputError(f"{DATASETS / dataset}.yaml: the folder {file.root} holds no product (a folder with train/good in it)")
+            raise InputError(
+                f"{DATASETS / dataset}.yaml: the folder {file.root} holds no product (a folder with train/good in it)"
+            )
         return products
 
     def scopes(self, dataset: str, settings: Settings) -> list[str]:

@@ -66,7 +66,9 @@ def read_mask(path: Path) -> np.ndarray:
     values = np.asarray(image if image.mode in ("1", "L", "P") else _eight_bit(image).convert("L"))
     found = np.unique(values)
     if len(found) > 2 or (len(found) == 2 and found[0] != 0):
-        raise InputError(f"the mask {path} has {len(found)} values ({', '.join(map(str, found[:4]))}, …); a mask has 0 and one other")
+        raise InputError(
+            f"the mask {path} has {len(found)} values ({', '.join(map(str, found[:4]))}, …); a mask has 0 and one other"
+        )
     return values != 0
 
 
@@ -147,7 +149,7 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 
 def augment(array: np.ndarray, index: int) -> np.ndarray:
-    """One of the eight symmetries of the square, of an array (H, W) or (H, W, C): ``index % 4`` quarter turns, from 4 on mirrored first."""
+    """One of the square's eight symmetries, for (H, W) or (H, W, C): ``index % 4`` quarter turns, from 4 on mirrored first."""
     turned = np.rot90(array[:, ::-1] if index >= 4 else array, index % 4)
     return np.ascontiguousarray(turned)
 

@@ -34,7 +34,9 @@ def json_schema() -> str:
 def paper_config() -> str:
     """config/config.yaml: every setting with its default, its meaning, unit and source."""
     config = Config(**PAPER)
-    lines = ["# The paper's run. Written by `seas settings` from the settings classes; change it there or lay a file over it."]
+    lines = [
+        "# The paper's run. Written by `seas settings` from the settings classes; change it there or lay a file over it."
+    ]
     for name, field in Config.model_fields.items():
         value = getattr(config, name)
         if isinstance(value, StationSettings):
@@ -92,7 +94,9 @@ def reference_page() -> str:
         "",
         "## What runs",
         "",
-        *_table(Config, [name for name in Config.model_fields if name in ("datasets", "products", "experiments", "seeds")]),
+        *_table(
+            Config, [name for name in Config.model_fields if name in ("datasets", "products", "experiments", "seeds")]
+        ),
     ]
     for name, field in Config.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, StationSettings):
@@ -111,7 +115,13 @@ def _table(model: type[StationSettings], names: list[str] | None = None, prefix:
         extra = field.json_schema_extra or {}
         default = "required" if field.is_required() else _inline(_plain(field.get_default(call_default_factory=True)))
         unit = f" [{extra['unit']}]" if "unit" in extra else ""
-        cells = (f"`{prefix}{name}`", f"`{default}`", _allowed(model, name), f"{field.description}{unit}", extra.get("source", ""))
+        cells = (
+            f"`{prefix}{name}`",
+            f"`{default}`",
+            _allowed(model, name),
+            f"{field.description}{unit}",
+            extra.get("source", ""),
+        )
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return rows
 
@@ -127,5 +137,7 @@ def _allowed_values(schema: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = " and ".join(f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema)
-    kind = {"integer": "whole number", "array": "list", "object": "mapping"}.get(schema.get("type", ""), schema.get("type", ""))
+    kind = {"integer": "whole number", "array": "list", "object": "mapping"}.get(
+        schema.get("type", ""), schema.get("type", "")
+    )
     return f"{kind} {limits}".strip()

@@ -175,7 +175,9 @@ def exposed(rng: np.random.Generator, picture: np.ndarray, *, blur: float, noise
 # Defects: each changes a picture at ``place`` (y, x) and knows its exact mask.
 
 
-def _curve(rng: np.random.Generator, place: tuple[float, float], length: float, angle: float, bend: float) -> np.ndarray:
+def _curve(
+    rng: np.random.Generator, place: tuple[float, float], length: float, angle: float, bend: float
+) -> np.ndarray:
     share = np.linspace(-0.5, 0.5, 14)
     across = bend * length * (share**2 - 0.08) + 0.012 * length * rng.standard_normal(14)
     direction = np.array([np.sin(angle), np.cos(angle)])
@@ -183,8 +185,14 @@ def _curve(rng: np.random.Generator, place: tuple[float, float], length: float, 
 
 
 def scratch(
-    rng: np.random.Generator, plane: Plane, picture: np.ndarray, place: tuple[float, float], *,
-    length: float, width: float, strength: float,
+    rng: np.random.Generator,
+    plane: Plane,
+    picture: np.ndarray,
+    place: tuple[float, float],
+    *,
+    length: float,
+    width: float,
+    strength: float,
 ) -> Defect:
     """A groove: one flank catches the light, the other lies in shadow; ``strength`` may be negative."""
     points = _curve(rng, place, length, rng.uniform(0, np.pi), rng.uniform(-0.5, 0.5))
@@ -197,8 +205,14 @@ def scratch(
 
 
 def stain(
-    rng: np.random.Generator, plane: Plane, picture: np.ndarray, place: tuple[float, float], *,
-    radius: float, colour: np.ndarray, strength: float,
+    rng: np.random.Generator,
+    plane: Plane,
+    picture: np.ndarray,
+    place: tuple[float, float],
+    *,
+    radius: float,
+    colour: np.ndarray,
+    strength: float,
 ) -> Defect:
     """A patch with an uneven edge that tints what lies below; ``colour`` (3,) in [0, 1] is its transmission."""
     wide = radius * rng.uniform(0.75, 1.3)
@@ -212,8 +226,13 @@ def stain(
 
 
 def dent(
-    rng: np.random.Generator, plane: Plane, picture: np.ndarray, place: tuple[float, float], *,
-    radius: float, strength: float,
+    rng: np.random.Generator,
+    plane: Plane,
+    picture: np.ndarray,
+    place: tuple[float, float],
+    *,
+    radius: float,
+    strength: float,
 ) -> Defect:
     """A shallow dip: bright on the far side of the light, dark on the near one."""
     seen = plane.turned(place, rng.uniform(0, np.pi))
@@ -227,8 +246,13 @@ def dent(
 
 
 def pit(
-    rng: np.random.Generator, plane: Plane, picture: np.ndarray, place: tuple[float, float], *,
-    radius: float, strength: float,
+    rng: np.random.Generator,
+    plane: Plane,
+    picture: np.ndarray,
+    place: tuple[float, float],
+    *,
+    radius: float,
+    strength: float,
 ) -> Defect:
     """A small dark hole with a bright rim on one side."""
     seen = plane.turned(place, 0)
@@ -241,32 +265,55 @@ def pit(
 
 
 def crack(
-    rng: np.random.Generator, plane: Plane, picture: np.ndarray, place: tuple[float, float], *,
-    length: float, width: float, strength: float,
+    rng: np.random.Generator,
+    plane: Plane,
+    picture: np.ndarray,
+    place: tuple[float, float],
+    *,
+    length: float,
+    width: float,
+    strength: float,
 ) -> Defect:
     """A jagged dark line."""
     points = _curve(rng, place, length, rng.uniform(0, np.pi), rng.uniform(-0.3, 0.3))
     points = points + 0.05 * length * rng.standard_normal(points.shape)
     distance = along(plane, points) - width / 2
-    return Defect(np.maximum(picture - strength * plane.inside(distance)[..., None], 0.02), distance < 0.35 / plane.size)
+    return Defect(
+        np.maximum(picture - strength * plane.inside(distance)[..., None], 0.02), distance < 0.35 / plane.size
+    )
 
 
 def fibre(
-    rng: np.random.Generator, plane: Plane, picture: np.ndarray, place: tuple[float, float], *,
-    length: float, width: float, colour: np.ndarray, strength: float,
+    rng: np.random.Generator,
+    plane: Plane,
+    picture: np.ndarray,
+    place: tuple[float, float],
+    *,
+    length: float,
+    width: float,
+    colour: np.ndarray,
+    strength: float,
 ) -> Defect:
     """A hair or thread that lies on top, with a faint shadow beside it."""
     points = _curve(rng, place, length, rng.uniform(0, np.pi), rng.uniform(-1.6, 1.6))
     distance = along(plane, points) - width / 2
     shadow = plane.inside(along(plane, points + np.array([1.2, 0.8]) * width) - width / 2, softness=2)
     shaded = picture * (1 - 0.25 * strength * shadow[..., None])
-    covered = blended(shaded, np.broadcast_to(np.asarray(colour, np.float32), picture.shape), strength * plane.inside(distance))
+    covered = blended(
+        shaded, np.broadcast_to(np.asarray(colour, np.float32), picture.shape), strength * plane.inside(distance)
+    )
     return Defect(covered, distance < 0.35 / plane.size)
 
 
 def pulled_thread(
-    rng: np.random.Generator, plane: Plane, picture: np.ndarray, place: tuple[float, float], *,
-    length: float, width: float, strength: float,
+    rng: np.random.Generator,
+    plane: Plane,
+    picture: np.ndarray,
+    place: tuple[float, float],
+    *,
+    length: float,
+    width: float,
+    strength: float,
 ) -> Defect:
     """A thread of a cloth that stands out along its row or column, thickest in its middle."""
     seen = plane.turned(place, 0 if rng.random() < 0.5 else np.pi / 2)

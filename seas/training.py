@@ -103,6 +103,23 @@ def train(
     return pd.DataFrame(records)
 
 
+def accumulated_update(
+    losses: Callable[[int], Mapping[str, Tensor]], step: int, batches: int, optimizer: Optimizer
+) -> dict[str, Tensor]:
+    """One optimizer update on the mean gradient of ``batches`` batches; gives the means of their losses, detached.
+
+    ``losses(draw)`` gives the scalars of one batch, "loss" among them.
+    """
+    total: dict[str, Tensor] = {}
+    for draw in range(step * batches, (step + 1) * batches):
+        found = losses(draw)
+        (found["loss"] / batches).backward()
+        total = {name: total.get(name, 0) + value.detach() / batches for name, value in found.items()}
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return total
+
+
 def _save_checkpoint(path: Path, state: Mapping[str, nn.Module | Optimizer], step: int, records: list[dict]) -> None:
     tensors: dict[str, Tensor] = {}
     groups = {}
@@ -112,7 +129,9 @@ def _save_checkpoint(path: Path, state: Mapping[str, nn.Module | Optimizer], ste
         else:
             saved = part.state_dict()
             groups[name] = saved["param_groups"]
-            entries = [(f"{index}.{key}", value) for index, slots in saved["state"].items() for key, value in slots.items()]
+            entries = [
+                (f"{index}.{key}", value) for index, slots in saved["state"].items() for key, value in slots.items()
+            ]
         tensors |= {f"{name}/{key}": value.detach().cpu().contiguous().clone() for key, value in entries}
     metadata = {"step": str(step), "records": json.dumps(records), "groups": json.dumps(groups)}
     with writing_file(path) as partial:
@@ -124,9 +143,9 @@ def _load_checkpoint(path: Path, state: Mapping[str, nn.Module | Optimizer]) -> 
         return 0, []
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-        groups = json.loads(metadata["groups"])
+        groups, names = json.loads(metadata["groups"]), list(file.keys())
         for name, part in state.items():
-            entries = {key[len(name) + 1 :]: file.get_tensor(key) for key in file.keys() if key.startswith(name + "/")}
+            entries = {key[len(name) + 1 :]: file.get_tensor(key) for key in names if key.startswith(name + "/")}
             if isinstance(part, nn.Module):
                 part.load_state_dict(entries)
             else:

@@ -60,9 +60,17 @@ def experiment_file(text):
 
 def base_lacking(part):
     folder = Path("base")
-    for name in ("model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json",
-                 "scheduler/scheduler_config.json", "tokenizer/vocab.json", "unet/diffusion_pytorch_model.safetensors",
-                 "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
+    for name in (
+        "model_index.json",
+        "unet/config.json",
+        "vae/config.json",
+        "text_encoder/config.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/vocab.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    ):
         if name != part:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text("{}")
@@ -71,13 +79,25 @@ def base_lacking(part):
 
 
 CONFIGURATION = {
-    "unknown key": (lambda: config_file("generator: {anomaly_token: 3}"), r"'generator\.anomaly_token' is no setting; did you mean 'anomaly_tokens'"),
+    "unknown key": (
+        lambda: config_file("generator: {anomaly_token: 3}"),
+        r"'generator\.anomaly_token' is no setting; did you mean 'anomaly_tokens'",
+    ),
     "unknown section": (lambda: config_file("genrator: {}"), r"'genrator' is no setting; did you mean 'generator'"),
     "wrong type": (lambda: config_file("rmp: {learning_rate: fast}"), r"'rmp\.learning_rate' is 'fast'"),
-    "out of range": (lambda: config_file("generation: {threshold: 1.5}"), r"'generation\.threshold' is 1\.5: .*less than 1"),
+    "out of range": (
+        lambda: config_file("generation: {threshold: 1.5}"),
+        r"'generation\.threshold' is 1\.5: .*less than 1",
+    ),
     "not a choice": (lambda: config_file("data: {fit: squeeze}"), r"'data\.fit' is 'squeeze'"),
-    "image size no multiple": (lambda: config_file("data: {image_size: 100}"), r"'data\.image_size' is 100: .*multiple of 16"),
-    "impossible attention layer": (lambda: config_file("generator: {attention_layers: [7]}"), r"attention_layers is \[7\]"),
+    "image size no multiple": (
+        lambda: config_file("data: {image_size: 100}"),
+        r"'data\.image_size' is 100: .*multiple of 16",
+    ),
+    "impossible attention layer": (
+        lambda: config_file("generator: {attention_layers: [7]}"),
+        r"attention_layers is \[7\]",
+    ),
     "threads of an unknown stage": (lambda: config_file("compute: {threads: {rpm: 2}}"), r"rpm is no stage"),
     "no yaml": (lambda: config_file("data: [1, 2"), r"own\.yaml is no YAML"),
     "a list instead of keys": (lambda: dataset_file("- root"), r"mine\.yaml: expected keys and values"),
@@ -85,19 +105,46 @@ CONFIGURATION = {
     "negative seed": (lambda: demo(seeds=[-1]), r"seeds is \[-1\]"),
     "no dataset": (lambda: demo(datasets=[]), r"'datasets' is \[\]"),
     "dataset twice": (lambda: demo(datasets=["mine", "mine"]), r"'mine' stands in the list twice"),
-    "unknown dataset": (lambda: demo(datasets=["mvtek"]), r"there is no dataset 'mvtek': config/datasets/mvtek\.yaml does not exist"),
+    "unknown dataset": (
+        lambda: demo(datasets=["mvtek"]),
+        r"there is no dataset 'mvtek': config/datasets/mvtek\.yaml does not exist",
+    ),
     "dataset without root": (lambda: dataset_file("description: x"), r"mine\.yaml: 'root' is missing"),
-    "root is no folder": (lambda: dataset_file("root: nowhere"), r"mine\.yaml: 'root' is 'nowhere', which is no folder"),
+    "root is no folder": (
+        lambda: dataset_file("root: nowhere"),
+        r"mine\.yaml: 'root' is 'nowhere', which is no folder",
+    ),
     "unknown layout": (lambda: dataset_file("{root: data/mine, layout: coco}"), r"mine\.yaml: 'layout' is 'coco'"),
-    "unknown station in a dataset": (lambda: dataset_file("{root: data/mine, settings: {date: {}}}"), r"'settings\.date' is no station"),
-    "dataset without products": (lambda: dataset_file("root: config").products("mine"), r"the folder config holds no product"),
-    "unknown product": (lambda: demo(products=["washr"]).products("mine"), r"products: 'washr' is in none of the datasets; known are washer"),
+    "unknown station in a dataset": (
+        lambda: dataset_file("{root: data/mine, settings: {date: {}}}"),
+        r"'settings\.date' is no station",
+    ),
+    "dataset without products": (
+        lambda: dataset_file("root: config").products("mine"),
+        r"the folder config holds no product",
+    ),
+    "unknown product": (
+        lambda: demo(products=["washr"]).products("mine"),
+        r"products: 'washr' is in none of the datasets; known are washer",
+    ),
     "unknown experiment": (lambda: demo(experiments=["sea"]), r"there is no experiment 'sea'"),
     "unknown parent": (lambda: experiment_file("extends: lost"), r"there is no experiment 'lost'"),
-    "experiment is its own ancestor": (lambda: experiment_file("extends: new"), r"new\.yaml: 'extends' leads back to 'new'"),
-    "unknown key in an experiment": (lambda: experiment_file("settings: {rmp: {skipp: true}}"), r"'rmp\.skipp' is no setting; did you mean 'skip'"),
-    "no base folder": (lambda: demo(base={"pretrained": "nowhere"}), r"base\.pretrained is 'nowhere', which is no folder"),
-    "base without weights": (lambda: base_lacking("vae/diffusion_pytorch_model.safetensors"), r"lacks vae/diffusion_pytorch_model\.safetensors"),
+    "experiment is its own ancestor": (
+        lambda: experiment_file("extends: new"),
+        r"new\.yaml: 'extends' leads back to 'new'",
+    ),
+    "unknown key in an experiment": (
+        lambda: experiment_file("settings: {rmp: {skipp: true}}"),
+        r"'rmp\.skipp' is no setting; did you mean 'skip'",
+    ),
+    "no base folder": (
+        lambda: demo(base={"pretrained": "nowhere"}),
+        r"base\.pretrained is 'nowhere', which is no folder",
+    ),
+    "base without weights": (
+        lambda: base_lacking("vae/diffusion_pytorch_model.safetensors"),
+        r"lacks vae/diffusion_pytorch_model\.safetensors",
+    ),
     "base without tokenizer": (lambda: base_lacking("tokenizer/vocab.json"), r"lacks tokenizer/vocab\.json"),
 }
 
@@ -140,25 +187,61 @@ def corner_defect(product):
 
 
 DATASET = {
-    "mask of another size": (lambda p: write_mask(np.ones((5, 7), bool), p / "ground_truth/rust/001_mask.png"), r"001_mask\.png is 7×5 pixels, its image 48×48"),
-    "missing mask": (lambda p: (p / "ground_truth/rust/002_mask.png").unlink(), r"test/rust/002\.png: its mask is missing"),
-    "mask without image": (lambda p: (p / "test/rust/002.png").unlink(), r"002_mask\.png: the mask belongs to no image"),
-    "empty mask": (lambda p: write_mask(np.zeros((48, 48), bool), p / "ground_truth/rust/001_mask.png"), r"001_mask\.png is empty"),
-    "grey mask": (lambda p: save(np.arange(2304, dtype=np.uint8).reshape(48, 48), p / "ground_truth/rust/001_mask.png"), r"001_mask\.png has 256 values"),
-    "broken image": (lambda p: (p / "test/rust/003.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken"), r"test/rust/003\.png cannot be read"),
-    "truncated image": (lambda p: (p / "train/good/001.png").write_bytes((p / "train/good/001.png").read_bytes()[:-900]), r"train/good/001\.png cannot be read"),
+    "mask of another size": (
+        lambda p: write_mask(np.ones((5, 7), bool), p / "ground_truth/rust/001_mask.png"),
+        r"001_mask\.png is 7×5 pixels, its image 48×48",
+    ),
+    "missing mask": (
+        lambda p: (p / "ground_truth/rust/002_mask.png").unlink(),
+        r"test/rust/002\.png: its mask is missing",
+    ),
+    "mask without image": (
+        lambda p: (p / "test/rust/002.png").unlink(),
+        r"002_mask\.png: the mask belongs to no image",
+    ),
+    "empty mask": (
+        lambda p: write_mask(np.zeros((48, 48), bool), p / "ground_truth/rust/001_mask.png"),
+        r"001_mask\.png is empty",
+    ),
+    "grey mask": (
+        lambda p: save(np.arange(2304, dtype=np.uint8).reshape(48, 48), p / "ground_truth/rust/001_mask.png"),
+        r"001_mask\.png has 256 values",
+    ),
+    "broken image": (
+        lambda p: (p / "test/rust/003.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken"),
+        r"test/rust/003\.png cannot be read",
+    ),
+    "truncated image": (
+        lambda p: (p / "train/good/001.png").write_bytes((p / "train/good/001.png").read_bytes()[:-900]),
+        r"train/good/001\.png cannot be read",
+    ),
     "empty file": (lambda p: (p / "train/good/001.png").write_bytes(b""), r"train/good/001\.png cannot be read"),
-    "empty type": (lambda p: [f.unlink() for f in [*(p / "test/rust").iterdir(), *(p / "ground_truth/rust").iterdir()]], r"test/rust holds no image"),
+    "empty type": (
+        lambda p: [f.unlink() for f in [*(p / "test/rust").iterdir(), *(p / "ground_truth/rust").iterdir()]],
+        r"test/rust holds no image",
+    ),
     "no normals": (lambda p: [f.unlink() for f in (p / "train/good").iterdir()], r"train/good holds no image"),
     "no anomaly type": (lambda p: shutil.rmtree(p / "test"), r"test holds no anomaly type"),
     "odd name of a type": (lambda p: (p / "test/rust").rename(p / "test/röst, heavy"), r"rename the type"),
-    "two images of one name": (lambda p: shutil.copy(p / "test/rust/000.png", p / "test/rust/000.jpg"), r"several images are called '000'"),
+    "two images of one name": (
+        lambda p: shutil.copy(p / "test/rust/000.png", p / "test/rust/000.jpg"),
+        r"several images are called '000'",
+    ),
 }
 SPLIT = {
     "type too small": (lambda: split_with(only(2)), r"the type 'rust' has 2 images; 3 are needed"),
     "nothing left to test": (lambda: split_with(only(4), shots=4), r"no image of the type 'rust' is left to test"),
-    "defect cut away": (lambda: split_with(corner_defect, fit="crop"), r"test/rust/000\.png: data\.fit 'crop' cuts its whole defect away"),
-    "damaged table": (lambda: (Path("index.parquet").write_bytes(b"x"), split_product(Path("index.parquet"), DataSettings(), 0, root=Path(), output=Path("results/split.parquet"))), r"index\.parquet cannot be read"),
+    "defect cut away": (
+        lambda: split_with(corner_defect, fit="crop"),
+        r"test/rust/000\.png: data\.fit 'crop' cuts its whole defect away",
+    ),
+    "damaged table": (
+        lambda: (
+            Path("index.parquet").write_bytes(b"x"),
+            split_product(Path("index.parquet"), DataSettings(), 0, root=Path(), output=Path("results/split.parquet")),
+        ),
+        r"index\.parquet cannot be read",
+    ),
 }
 
 
@@ -231,12 +314,14 @@ class TestWeights:
         with pytest.raises(SystemExit) as end, reporting_faults():
             action()
         assert end.value.code == 1
-            text = "\n".join(sentences(capsys))
+        text = "\n".join(sentences(capsys))
         assert re.search(pattern, text), text
         assert "Traceback" not in text
         assert not (house / "results/out").exists()
 
-    @pytest.mark.parametrize(("file", "content"), [("rmp.safetensors", b"damaged"), ("rmp.safetensors", None), ("config.json", b"{")])
+    @pytest.mark.parametrize(
+        ("file", "content"), [("rmp.safetensors", b"damaged"), ("rmp.safetensors", None), ("config.json", b"{")]
+    )
     def test_mask_branch(self, generator, rmp, house, capsys, file, content):
         copy = self.spoil(rmp, house, file, content)
         arguments = {"anomaly_type": "rust", "number": 1, "seed": 0, "rmp": copy, "device": "cpu"}
@@ -268,7 +353,13 @@ class TestSettingsAgainstWeights:
 
     def test_a_block_that_the_unet_lacks(self, generator, miniature, house, capsys):
         action = lambda: train_rmp(  # noqa: E731
-            generator, miniature.split, miniature.root, RmpSettings(unet_blocks=(2, 9)), miniature.data, CPU, 0,
+            generator,
+            miniature.split,
+            miniature.root,
+            RmpSettings(unet_blocks=(2, 9)),
+            miniature.data,
+            CPU,
+            0,
             output=house / "washer",
         )
         ends_in_one_sentence(action, r"rmp\.unet_blocks is \[2, 9\]", capsys, house / "washer")
@@ -277,19 +368,33 @@ class TestSettingsAgainstWeights:
         if torch.cuda.is_available():
             pytest.skip("this machine has a GPU")
         action = lambda: train_generator(  # noqa: E731
-            tiny_base, miniature.split, miniature.root, GeneratorSettings(), miniature.data, ComputeSettings(), 0,
+            tiny_base,
+            miniature.split,
+            miniature.root,
+            GeneratorSettings(),
+            miniature.data,
+            ComputeSettings(),
+            0,
             output=house / "washer",
         )
-        ends_in_one_sentence(action, r"compute\.device is 'cuda', but this machine has no usable GPU", capsys, house / "washer")
+        ends_in_one_sentence(
+            action, r"compute\.device is 'cuda', but this machine has no usable GPU", capsys, house / "washer"
+        )
 
 
 class TestDisk:
     @pytest.mark.parametrize(
         ("fault", "pattern"),
         [
-            (OSError(errno.ENOSPC, "No space left on device", "results/x.png"), r"no space is left on the disk at results/x\.png"),
+            (
+                OSError(errno.ENOSPC, "No space left on device", "results/x.png"),
+                r"no space is left on the disk at results/x\.png",
+            ),
             (RuntimeError("I/O error: No space left on device (os error 28)"), r"no space is left on the disk"),
-            (PermissionError(errno.EACCES, "Permission denied", "results/x.png"), r"no permission to write or read at results/x\.png"),
+            (
+                PermissionError(errno.EACCES, "Permission denied", "results/x.png"),
+                r"no permission to write or read at results/x\.png",
+            ),
         ],
     )
     def test_a_stage_that_cannot_write(self, house, capsys, fault, pattern):

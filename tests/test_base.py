@@ -22,8 +22,19 @@ from seas.settings import ComputeSettings
 
 CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
 TINY = BaseSettings(
-    name="tiny", pretrained=None, image_size=32, vae_channels=(8, 8, 8), unet_channels=(16, 16, 16, 16), text_width=16,
-    text_layers=1, corpus_images=8, vae_updates=20, vae_batch_size=2, unet_updates=20, unet_batch_size=2, checkpoint_every=10,
+    name="tiny",
+    pretrained=None,
+    image_size=32,
+    vae_channels=(8, 8, 8),
+    unet_channels=(16, 16, 16, 16),
+    text_width=16,
+    text_layers=1,
+    corpus_images=8,
+    vae_updates=20,
+    vae_batch_size=2,
+    unet_updates=20,
+    unet_batch_size=2,
+    checkpoint_every=10,
 )
 
 
@@ -71,7 +82,9 @@ class TestCorpus:
 class TestModel:
     def test_it_is_shaped_like_stable_diffusion(self):
         pipeline = build_base(BaseSettings(name="x", pretrained=None), vocabulary())
-        assert [type(block).__name__ for block in pipeline.unet.down_blocks] == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
+        assert [type(block).__name__ for block in pipeline.unet.down_blocks] == ["CrossAttnDownBlock2D"] * 3 + [
+            "DownBlock2D"
+        ]
         assert [type(block).__name__ for block in pipeline.unet.up_blocks] == ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3
         signals = pipeline.scheduler.alphas_cumprod
         assert float(signals[999] ** 0.5) == pytest.approx(0.068, abs=1e-3)
@@ -135,7 +148,9 @@ class TestLinearCode:
             latents = vae.encode(unseen).latent_dist.mean
             picture = vae.decode(latents).sample
         assert float(((latents - code(unseen)) ** 2).mean()) < 0.05
-        assert float(((picture - unseen) ** 2).mean()) < 0.6 * float(((unseen.mean((2, 3), keepdim=True) - unseen) ** 2).mean())
+        assert float(((picture - unseen) ** 2).mean()) < 0.6 * float(
+            ((unseen.mean((2, 3), keepdim=True) - unseen) ** 2).mean()
+        )
 
     def test_losses_by_value(self):
         vae = build_base(TINY, vocabulary()).vae
@@ -147,7 +162,9 @@ class TestLinearCode:
             posterior = vae.encode(images).latent_dist
             decoded = vae.decode(posterior.mean).sample
         assert float(losses["mse"].detach()) == pytest.approx(float(((decoded - images) ** 2).mean()), rel=1e-4)
-        assert float(losses["anchor"].detach()) == pytest.approx(float(((posterior.mean - code(images)) ** 2).mean()), rel=1e-4)
+        assert float(losses["anchor"].detach()) == pytest.approx(
+            float(((posterior.mean - code(images)) ** 2).mean()), rel=1e-4
+        )
         total = losses["mse"] + 0.2 * losses["l1"] + 2 * losses["chroma"] + 0.1 * losses["anchor"] + 2e-8 * losses["kl"]
         assert float(losses["loss"].detach()) == pytest.approx(float(total.detach()), rel=1e-5)
 
@@ -180,7 +197,9 @@ class TestTraining:
 
     def test_the_folder_is_a_pipeline(self, tmp_path):
         train_base(TINY, CPU, output=tmp_path / "base")
-        pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "base", safety_checker=None, local_files_only=True)
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            tmp_path / "base", safety_checker=None, local_files_only=True
+        )
         assert pipeline.scheduler.config.prediction_type == "v_prediction"
         images = to_tensor(np.stack([corpus_image(0, index, 32)[0] for index in range(8)]))
         with torch.no_grad():

@@ -85,7 +85,10 @@ def test_all_products_are_one_scope_and_a_choice_is_single_scopes(project):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"generator": {"unet_learning_rat": 1}}, "'generator.unet_learning_rat' is no setting; did you mean 'unet_learning_rate'?"),
+        (
+            {"generator": {"unet_learning_rat": 1}},
+            "'generator.unet_learning_rat' is no setting; did you mean 'unet_learning_rate'?",
+        ),
         ({"generatr": {}}, "'generatr' is no setting; did you mean 'generator'?"),
         ({"generator": {"unet_learning_rate": -1}}, "'generator.unet_learning_rate' is -1: .* greater than 0"),
         ({"generator": {"unet_learning_rate": "fast"}}, "'generator.unet_learning_rate' is 'fast': .* number"),

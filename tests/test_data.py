@@ -31,7 +31,10 @@ def table_of(counts, good=10, test_good=4, product="p"):
 class TestSplit:
     def test_the_first_third_by_name(self):
         split = split_samples(table_of({"a": 7, "b": 3}), DataSettings(normals=6), 0, {})
-        assert list(split[(split.type == "a") & (split.role == "shot")].image) == ["p/test/a/000.png", "p/test/a/001.png"]
+        assert list(split[(split.type == "a") & (split.role == "shot")].image) == [
+            "p/test/a/000.png",
+            "p/test/a/001.png",
+        ]
         assert split.role.value_counts().to_dict() == {"test": 5 + 2 + 4, "normal": 6, "reserve": 4, "shot": 3}
 
     def test_types_are_numbered_by_name(self):
@@ -45,7 +48,8 @@ class TestSplit:
     def test_normals_by_seed(self):
         table = table_of({"a": 3}, good=40)
         chosen = [
-            set(split_samples(table, DataSettings(normals=20), seed, {}).query("role == 'normal'").image) for seed in (0, 0, 1)
+            set(split_samples(table, DataSettings(normals=20), seed, {}).query("role == 'normal'").image)
+            for seed in (0, 0, 1)
         ]
         assert chosen[0] == chosen[1] != chosen[2]
 
@@ -82,7 +86,12 @@ class TestSplit:
 
     def test_a_group_across_types_and_folders_is_left_out_of_the_test(self):
         table = table_of({"a": 3, "b": 4})
-        groups = {"p/test/a/000.png": "x", "p/test/b/003.png": "x", "p/train/good/000.png": "y", "p/test/good/001.png": "y"}
+        groups = {
+            "p/test/a/000.png": "x",
+            "p/test/b/003.png": "x",
+            "p/train/good/000.png": "y",
+            "p/test/good/001.png": "y",
+        }
         split = split_samples(table, DataSettings(), 0, groups).set_index("image").role
         assert split["p/test/b/003.png"] == split["p/test/good/001.png"] == "left_out"
 
@@ -120,9 +129,24 @@ def dataset(tmp_path):
 class TestIndex:
     def test_the_table(self, dataset):
         table = index_samples(dataset, "mvtec_ad", "bolt")
-        assert list(table.columns) == "product type folder image mask width height anomaly_pixels bytes".split()
+        assert list(table.columns) == [
+            "product",
+            "type",
+            "folder",
+            "image",
+            "mask",
+            "width",
+            "height",
+            "anomaly_pixels",
+            "bytes",
+        ]
         row = table[table.image == "bolt/test/cut/1.png"].iloc[0]
-        assert (row["mask"], row.width, row.height, row.anomaly_pixels) == ("bolt/ground_truth/cut/1_mask.png", 30, 20, 20)
+        assert (row["mask"], row.width, row.height, row.anomaly_pixels) == (
+            "bolt/ground_truth/cut/1_mask.png",
+            30,
+            20,
+            20,
+        )
 
     def test_all_faults_in_one_message(self, dataset):
         (dataset / "bolt/ground_truth/cut/0_mask.png").unlink()
@@ -186,7 +210,10 @@ class TestIndex:
         mask[3, 4:6] = True  # the crop to 20×20 begins at column 5
         write_mask(mask, dataset / "bolt/ground_truth/cut/1_mask.png")
         table = index_samples(dataset, "mvtec_ad", "bolt")
-        kept = {image: share for image, share, _ in fitted_anomalies(table, dataset, DataSettings(image_size=32, fit="crop"))}
+        kept = {
+            image: share
+            for image, share, _ in fitted_anomalies(table, dataset, DataSettings(image_size=32, fit="crop"))
+        }
         assert kept["bolt/test/cut/1.png"] == 0.5
 
 
@@ -228,9 +255,9 @@ class TestMiniature:
                 patched.setitem(
                     miniature.TYPES[product],
                     drawn,
-                    lambda random, plane, picture, place, original=original: original(random, plane, picture, place)._replace(
-                        picture=picture
-                    ),
+                    lambda random, plane, picture, place, original=original: original(
+                        random, plane, picture, place
+                    )._replace(picture=picture),
                 )
             plain = [miniature_image(0, product, "test", name, index, 48)[0] for index in range(6)]
         change = np.abs(np.stack(whole).astype(float) - np.stack(plain)).max(3)
@@ -258,7 +285,10 @@ class TestPhotographs:
         ("product", "counts"),
         [
             ("ballscrew", {"pitting": (30, 60)}),
-            ("magnetic_tile", {"blowhole": (38, 77), "break": (28, 57), "crack": (19, 38), "fray": (10, 22), "uneven": (33, 66)}),
+            (
+                "magnetic_tile",
+                {"blowhole": (38, 77), "break": (28, 57), "crack": (19, 38), "fray": (10, 22), "uneven": (33, 66)},
+            ),
         ],
     )
     def test_they_split_as_counted_by_hand(self, photographs, product, counts):

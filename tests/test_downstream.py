@@ -34,8 +34,18 @@ def pairs(miniature, tmp_path_factory):
 
 def run(miniature, trained_on, trees, output, settings=SMALL):
     train_segmenter(
-        "bisenet_v2", trained_on, {"washer": miniature.split}, {"washer": trees}, miniature.root, settings, miniature.data, CPU, 0,
-        dataset="mine", experiment="seas", output=output,
+        "bisenet_v2",
+        trained_on,
+        {"washer": miniature.split},
+        {"washer": trees},
+        miniature.root,
+        settings,
+        miniature.data,
+        CPU,
+        0,
+        dataset="mine",
+        experiment="seas",
+        output=output,
     )
 
 
@@ -59,7 +69,12 @@ class TestNetwork:
         with torch.no_grad():
             assert network.detail(images).shape == (1, 128, 8, 12)
             logits, features = network._logits(images)
-            assert [tuple(feature.shape[1:]) for feature in features] == [(16, 16, 24), (32, 8, 12), (64, 4, 6), (128, 2, 3)]
+            assert [tuple(feature.shape[1:]) for feature in features] == [
+                (16, 16, 24),
+                (32, 8, 12),
+                (64, 4, 6),
+                (128, 2, 3),
+            ]
             assert logits.shape == (1, 2, 64, 96)
             assert [part.shape for part in network.training_logits(images)] == [logits.shape] * 5
 
@@ -86,14 +101,17 @@ class TestArms:
 
     def test_no_test_image_is_trained_on(self, miniature, pairs):
         split = read_table(miniature.split)
-        abnormal, normal = training_samples("real+generated", {"washer": miniature.split}, {"washer": [pairs]}, miniature.root)
+        abnormal, normal = training_samples(
+            "real+generated", {"washer": miniature.split}, {"washer": [pairs]}, miniature.root
+        )
         assert not {sample.image for sample in (*abnormal, *normal) if sample.root == miniature.root} & set(
             split[split.role == "test"].image
         )
 
     def test_all_start_from_the_same_weights(self, miniature, pairs):
         networks = [
-            SegmenterTrainer("bisenet_v2", None, SMALL, CPU, 0, torch.device("cpu")).network.state_dict() for _ in range(2)
+            SegmenterTrainer("bisenet_v2", None, SMALL, CPU, 0, torch.device("cpu")).network.state_dict()
+            for _ in range(2)
         ]
         assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
 
@@ -157,7 +175,8 @@ class TestTraining:
         assert set(scores["product"]) == {"washer", ""}
         assert set(scores.method) == {"crop_paste"} and set(scores.trained_on) == {"crop_and_paste"}
         assert set(zip(scores.level, scores.metric, strict=True)) == {
-            *((level, metric) for level in ("image", "pixel") for metric in ("auroc", "ap", "f1_max")), ("pixel", "iou"),
+            *((level, metric) for level in ("image", "pixel") for metric in ("auroc", "ap", "f1_max")),
+            ("pixel", "iou"),
             ("pixel", "iou_oracle"),
         }
         assert len(list((trained / "examples").glob("washer_*.png"))) == 6

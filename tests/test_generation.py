@@ -71,7 +71,10 @@ class TestTree:
     def test_reads_back_through_the_projects_own_reader(self, tree):
         assert mvtec_ad.list_products(tree.parent) == ["washer"]
         samples = mvtec_ad.list_samples(tree.parent, "washer")
-        assert {(s.type, s.folder) for s in samples} == {("good", "train"), *((t, "test") for t in ("dent", "rust", "scratch"))}
+        assert {(s.type, s.folder) for s in samples} == {
+            ("good", "train"),
+            *((t, "test") for t in ("dent", "rust", "scratch")),
+        }
         assert len(samples) == 3 * 3 + 2
 
     def test_the_table_and_the_files_agree(self, tree):
@@ -204,7 +207,9 @@ class TestRedraws:
         assert (table.anomaly_pixels == 0).all()
 
     def test_it_can_be_kept_at_once(self, monkeypatch, generator, rmp, tmp_path):
-        table = self.made(monkeypatch, generator, rmp, tmp_path, FEW.model_copy(update={"empty_mask": "keep"}), full_at=99)
+        table = self.made(
+            monkeypatch, generator, rmp, tmp_path, FEW.model_copy(update={"empty_mask": "keep"}), full_at=99
+        )
         assert table.draws.tolist() == [1, 1, 1]
 
 
@@ -214,7 +219,13 @@ class TestByHand:
         for stage, folder in (("generator", generator), ("rmp", rmp), ("generation", tree)):
             shutil.copytree(folder, run / stage / "washer")
         generate_by_hand(
-            run / "generator/washer", anomaly_type="scratch", number=2, output=tmp_path / "out", seed=0, rmp=None, device="cpu"
+            run / "generator/washer",
+            anomaly_type="scratch",
+            number=2,
+            output=tmp_path / "out",
+            seed=0,
+            rmp=None,
+            device="cpu",
         )
         assert json.loads(capsys.readouterr().out.splitlines()[0].removeprefix("settings: "))["steps"] == 4
         ours = folder_bytes(tmp_path / "out")
@@ -276,7 +287,9 @@ class TestCropAndPaste:
         assert table.groupby("type").size().to_dict() == {"dent": 4, "rust": 4, "scratch": 4}
         again = tmp_path / "again"
         crop_and_paste_product(miniature.split, miniature.root, 4, miniature.data, 0, output=again)
-        assert folder_bytes(again) == {name: content for name, content in folder_bytes(tmp_path / "washer").items() if "good" not in name}
+        assert folder_bytes(again) == {
+            name: content for name, content in folder_bytes(tmp_path / "washer").items() if "good" not in name
+        }
 
 
 def index_samples_of_pairs(root):
@@ -294,8 +307,14 @@ def test_the_generator_loads_with_the_library_alone(generator):
     images = []
     for pipeline in (first, second):
         pipeline.set_progress_bar_config(disable=True)
-        drawn = pipeline("a <ob_1> with <df_1>, <df_2>, <df_3>, <df_4>", num_inference_steps=2, height=32, width=32,
-                         generator=torch.Generator().manual_seed(3), output_type="np")
+        drawn = pipeline(
+            "a <ob_1> with <df_1>, <df_2>, <df_3>, <df_4>",
+            num_inference_steps=2,
+            height=32,
+            width=32,
+            generator=torch.Generator().manual_seed(3),
+            output_type="np",
+        )
         images.append(drawn.images[0])
     assert np.array_equal(*images)
     assert images[0].std() > 0

@@ -24,7 +24,11 @@ from seas.settings import ComputeSettings
 
 CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
 SMALL = GeneratorSettings(
-    updates_per_type=2, unet_learning_rate=1e-3, embedding_learning_rate=1e-2, attention_layers=(1, 2), checkpoint_every=2
+    updates_per_type=2,
+    unet_learning_rate=1e-3,
+    embedding_learning_rate=1e-2,
+    attention_layers=(1, 2),
+    checkpoint_every=2,
 )
 
 
@@ -56,7 +60,12 @@ class TestPrompts:
 
     def test_numbering_comes_from_the_split_not_from_the_names(self):
         split = pd.DataFrame(
-            {"product": "p", "type": ["good", "b", "a", "b"], "type_index": [0, 1, 2, 1], "role": ["normal", "shot", "shot", "shot"]}
+            {
+                "product": "p",
+                "type": ["good", "b", "a", "b"],
+                "type_index": [0, 1, 2, 1],
+                "role": ["normal", "shot", "shot", "shot"],
+            }
         )
         assert prompts_of(split, GeneratorSettings()).types == ["b", "a"]
 
@@ -114,7 +123,9 @@ class TestAlignmentLoss:
         # first: (.3² + .1² + .1² + .4²) / 4; second: (.5·.5² + .5·.3²) / (.5 + .5)
         assert self.terms(DecoupledAnomalyAlignmentLoss("none"), mask=mask) == pytest.approx((0.27 / 4, 0.17))
         # all cells: ((.5·.5)² + (.3·.5)²) / 4
-        assert self.terms(DecoupledAnomalyAlignmentLoss("none", "elementwise"), mask=mask)[1] == pytest.approx(0.085 / 4)
+        assert self.terms(DecoupledAnomalyAlignmentLoss("none", "elementwise"), mask=mask)[1] == pytest.approx(
+            0.085 / 4
+        )
 
     def test_layers_are_summed(self):
         loss = DecoupledAnomalyAlignmentLoss("none")
@@ -132,7 +143,9 @@ class TestAlignmentLoss:
         mask = torch.zeros(1, 1, 8, 8)
         mask[0, 0, 7, 0] = 1
         maps = maps_of(np.ones((1, 3, 2, 2)) * 0.5)
-        first, second = DecoupledAnomalyAlignmentLoss("none")(maps, self.ANOMALY, self.NORMAL, mask, torch.ones_like(mask))
+        first, second = DecoupledAnomalyAlignmentLoss("none")(
+            maps, self.ANOMALY, self.NORMAL, mask, torch.ones_like(mask)
+        )
         assert (float(first), float(second)) == pytest.approx((0.25, 0.25))
 
     def test_against_an_independent_formula(self):
@@ -144,10 +157,16 @@ class TestAlignmentLoss:
         for image in range(3):
             combined = maps[image, anomaly[image]].mean(0)
             expected[0] += ((combined - mask[image, 0]) ** 2).mean() / 3
-            cells += [maps[image, normal[image][0]][y, x] ** 2 for y in range(4) for x in range(6) if mask[image, 0, y, x]]
+            cells += [
+                maps[image, normal[image][0]][y, x] ** 2 for y in range(4) for x in range(6) if mask[image, 0, y, x]
+            ]
         expected[1] = np.mean(cells)
         got = DecoupledAnomalyAlignmentLoss("none")(
-            maps_of(maps), torch.tensor(anomaly), torch.tensor(normal), torch.tensor(mask).float(), torch.ones(3, 1, 4, 6)
+            maps_of(maps),
+            torch.tensor(anomaly),
+            torch.tensor(normal),
+            torch.tensor(mask).float(),
+            torch.ones(3, 1, 4, 6),
         )
         assert [float(term) for term in got] == pytest.approx(expected, rel=1e-5)
 
@@ -155,7 +174,9 @@ class TestAlignmentLoss:
 class TestNoiseLoss:
     def test_mean_over_valid_cells_of_all_channels(self):
         prediction = torch.tensor([[[[1.0, 5.0]], [[2.0, 5.0]]]])
-        assert float(masked_mse(prediction, torch.zeros(1, 2, 1, 2), torch.tensor([[[[1.0, 0.0]]]]))) == pytest.approx(2.5)
+        assert float(masked_mse(prediction, torch.zeros(1, 2, 1, 2), torch.tensor([[[[1.0, 0.0]]]]))) == pytest.approx(
+            2.5
+        )
 
     def test_min_max_of_a_flat_map_is_zero(self):
         assert min_max(torch.full((1, 2, 2), 0.3), torch.ones(1, 2, 2)).abs().max() == 0
@@ -190,11 +211,16 @@ class TestAttention:
 
     def test_output_is_unchanged_and_maps_are_the_librarys(self, tiny_base):
         unet = load_pipeline(tiny_base).unet
-        latents, context = torch.randn(2, unet.config.in_channels, 8, 8), torch.randn(2, 7, unet.config.cross_attention_dim)
+        latents, context = (
+            torch.randn(2, unet.config.in_channels, 8, 8),
+            torch.randn(2, 7, unet.config.cross_attention_dim),
+        )
         plain = unet(latents, 5, context).sample
         inputs = {}
         attention = cross_attention_of(unet, 1)[0]
-        hook = attention.register_forward_hook(lambda module, args, kwargs, out: inputs.update(x=args[0]), with_kwargs=True)
+        hook = attention.register_forward_hook(
+            lambda module, args, kwargs, out: inputs.update(x=args[0]), with_kwargs=True
+        )
         recorder = AttentionMaps(unet, [1, 2])
         recorded = unet(latents, 5, context).sample
         hook.remove()
@@ -257,9 +283,7 @@ class TestNewRows:
 def trained(tiny_base, miniature, tmp_path_factory):
     """A generator after a few uninterrupted updates."""
     folder = tmp_path_factory.mktemp("generator") / "washer"
-    train_generator(
-        tiny_base, miniature.split, miniature.root, SMALL, miniature.data, CPU, 0, output=folder
-    )
+    train_generator(tiny_base, miniature.split, miniature.root, SMALL, miniature.data, CPU, 0, output=folder)
     return folder
 
 
@@ -292,7 +316,9 @@ class TestBatches:
         assert sorted(seen) == list(range(shots))
 
     def test_the_latent_is_a_fresh_posterior_sample(self, tiny_base, miniature):
-        batches, split = self.batches(tiny_base, miniature, data=miniature.data.model_copy(update={"augmentation": False}))
+        batches, split = self.batches(
+            tiny_base, miniature, data=miniature.data.model_copy(update={"augmentation": False})
+        )
         encoded = batches._encoded["shot"]
         batch = batches.batch(0)
         image = batches._image_in_turn("shot", 0, len(encoded.rows))
@@ -307,7 +333,14 @@ class TestTraining:
         split = pd.read_parquet(miniature.split)
         prompts = prompts_of(split, SMALL)
         batches = TrainingBatches(
-            split, miniature.root, miniature.data, pipeline.vae, prompts, seed=0, abnormal_per_batch=2, normal_per_batch=2
+            split,
+            miniature.root,
+            miniature.data,
+            pipeline.vae,
+            prompts,
+            seed=0,
+            abnormal_per_batch=2,
+            normal_per_batch=2,
         )
         trainer = GeneratorTrainer(pipeline, prompts, batches, SMALL, CPU, 0)
         losses = trainer.losses(0)
@@ -331,14 +364,18 @@ class TestTraining:
                     raise KeyboardInterrupt
                 return update(trainer, step)
 
-            monkeypatch.setattr(generator_train, "GeneratorTrainer", type("Dying", (GeneratorTrainer,), {"update": dies}))
+            monkeypatch.setattr(
+                generator_train, "GeneratorTrainer", type("Dying", (GeneratorTrainer,), {"update": dies})
+            )
             arguments = (tiny_base, miniature.split, miniature.root, SMALL, miniature.data, CPU, 0)
             with pytest.raises(KeyboardInterrupt):
                 train_generator(*arguments, output=output)
             assert not output.exists()
             monkeypatch.setattr(generator_train, "GeneratorTrainer", GeneratorTrainer)
             train_generator(*arguments, output=output)
-            assert json.loads((output / "manifest.json").read_text()) == json.loads((trained / "manifest.json").read_text())
+            assert json.loads((output / "manifest.json").read_text()) == json.loads(
+                (trained / "manifest.json").read_text()
+            )
             assert list(output.parent.iterdir()) == [output]
 
     def test_the_folder_is_a_stable_diffusion_pipeline(self, trained):
@@ -368,7 +405,8 @@ class TestTraining:
         first = next(iter(before.unet.parameters()))
         assert not torch.equal(first, next(iter(after.unet.parameters())))
         assert all(
-            torch.equal(a, b) for a, b in zip(before.vae.state_dict().values(), after.vae.state_dict().values(), strict=True)
+            torch.equal(a, b)
+            for a, b in zip(before.vae.state_dict().values(), after.vae.state_dict().values(), strict=True)
         )
 
     def test_start_normals_are_the_splits(self, trained, miniature):

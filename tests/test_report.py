@@ -70,7 +70,15 @@ def write_split(root: Path, product: str, path: Path) -> None:
             save_image(pixels, root / image)
             role = "test" if not shot else "normal" if name == "good" else "shot"
             rows.append(
-                dict(product=product, type=name, folder=image.split("/")[1], image=image, mask="", width=SIZE, height=SIZE)
+                dict(
+                    product=product,
+                    type=name,
+                    folder=image.split("/")[1],
+                    image=image,
+                    mask="",
+                    width=SIZE,
+                    height=SIZE,
+                )
                 | dict(anomaly_pixels=int(mask.sum()), bytes=1, role=role, type_index=type_index)
             )
     write_table(pd.DataFrame(rows), path)
@@ -83,12 +91,32 @@ def write_generation(folder: Path) -> None:
             for index in range(3):
                 image, mask = photograph(10 + index, name)
                 mask &= index < 2
-                row = dict(type=name, index=index, image=f"test/{name}/{index:04d}.png", source_normal="", draws=1 + index, width=SIZE, height=SIZE)
+                row = dict(
+                    type=name,
+                    index=index,
+                    image=f"test/{name}/{index:04d}.png",
+                    source_normal="",
+                    draws=1 + index,
+                    width=SIZE,
+                    height=SIZE,
+                )
                 row |= dict(mask=f"ground_truth/{name}/{index:04d}_mask.png", anomaly_pixels=int(mask.sum()))
                 save_image(image, partial / row["image"])
                 save_image(mask, partial / row["mask"])
                 rows.append(row)
-        rows.append(dict(type="good", index=0, image="", mask="", width=SIZE, height=SIZE, source_normal="", anomaly_pixels=0, draws=1))
+        rows.append(
+            dict(
+                type="good",
+                index=0,
+                image="",
+                mask="",
+                width=SIZE,
+                height=SIZE,
+                source_normal="",
+                anomaly_pixels=0,
+                draws=1,
+            )
+        )
         write_table(pd.DataFrame(rows), partial / "images.parquet")
 
 
@@ -123,7 +151,12 @@ def write_arm(run: Path, products: list[str], arm: str, seed: int) -> dict[str, 
     rows, curves = [], []
     for number, product in enumerate(products):
         ap = PIXEL_AP[arm] + 2 * seed + 10 * number
-        scores = {("pixel", "ap"): ap, ("pixel", "iou"): ap - 20, ("pixel", "iou_oracle"): ap - 10, ("image", "auroc"): 90.0}
+        scores = {
+            ("pixel", "ap"): ap,
+            ("pixel", "iou"): ap - 20,
+            ("pixel", "iou_oracle"): ap - 10,
+            ("image", "auroc"): 90.0,
+        }
         rows += [
             dict(product=product, method=ARMS[arm], variant="", level=level, metric=metric, value=value)
             for (level, metric), value in scores.items()
@@ -183,7 +216,13 @@ def test_results_have_the_agreed_columns_and_the_run_names_them(runs):
     results = collect(runs)
     assert list(results.columns) == RESULT_COLUMNS
     row = one(results, product="carpet", trained_on="generated", metric="ap", seed=1)
-    assert (row.value, row.dataset, row.experiment, row.model, row.method) == (82.0, "mvtec_ad", "seas", "bisenet_v2", "seas")
+    assert (row.value, row.dataset, row.experiment, row.model, row.method) == (
+        82.0,
+        "mvtec_ad",
+        "seas",
+        "bisenet_v2",
+        "seas",
+    )
     assert not results.duplicated([column for column in RESULT_COLUMNS if column != "value"]).any()
 
 
@@ -235,7 +274,9 @@ def test_comparison_with_the_paper_is_a_merge_on_its_columns(runs):
 
 
 def test_a_mean_over_all_products_of_the_paper_is_compared():
-    row = dict.fromkeys(RESULT_COLUMNS, "") | dict(dataset="mvtec_ad", method="seas", model="bisenet_v2", level="pixel", metric="ap")
+    row = dict.fromkeys(RESULT_COLUMNS, "") | dict(
+        dataset="mvtec_ad", method="seas", model="bisenet_v2", level="pixel", metric="ap"
+    )
     paper = paper_results()
     products = set(paper[paper.dataset == "mvtec_ad"]["product"])
     results = pd.DataFrame([row | dict(product=product, value=50.0, seed=0) for product in products])
@@ -267,7 +308,10 @@ def test_metrics_are_rounded_and_what_is_no_number_is_null(runs):
 
 
 def test_tables_as_text():
-    rows = [dict.fromkeys([*RESULT_COLUMNS, "seeds"], "") | dict(level="pixel", metric="ap", product=p, value=v) for p, v in (("", 5.0), ("b", 12.345))]
+    rows = [
+        dict.fromkeys([*RESULT_COLUMNS, "seeds"], "") | dict(level="pixel", metric="ap", product=p, value=v)
+        for p, v in (("", 5.0), ("b", 12.345))
+    ]
     table = wide(pd.DataFrame(rows).assign(spread=[np.nan, 0.5]), {"product": "product"})
     assert table == TextTable(["product", "pixel AP"], [["b", "12.35 ± 0.50"], ["mean", "5.000"]])
     assert markdown(TextTable(["a"], [["b|c"]])) == "| a |\n| --- |\n| b\\|c |\n"
@@ -286,7 +330,10 @@ def test_worth_is_the_difference_of_the_arms_seed_by_seed(runs):
     scores = collect(runs)
     scores = scores[scores.level != "generation"]
     sentences = parts.worth(scores)
-    assert sentences[0] == "Generated pairs against real shots: +10.00 points of pixel AP, from 2 seeds (+10.00 to +10.00)."
+    assert (
+        sentences[0]
+        == "Generated pairs against real shots: +10.00 points of pixel AP, from 2 seeds (+10.00 to +10.00)."
+    )
     assert sentences[1].startswith("Generated pairs against crop and paste: +20.00 points")
     assert parts.worth(scores[scores.seed == 0])[0].endswith("+10.00 points of pixel AP, from one seed.")
 
@@ -336,7 +383,9 @@ def test_page_says_what_the_numbers_are(report, runs):
 
 def test_the_same_results_give_the_same_report(report):
     files = sorted(file.relative_to(report / "first") for file in (report / "first").rglob("*") if file.is_file())
-    assert files == sorted(file.relative_to(report / "second") for file in (report / "second").rglob("*") if file.is_file())
+    assert files == sorted(
+        file.relative_to(report / "second") for file in (report / "second").rglob("*") if file.is_file()
+    )
     for file in files:
         if file.name != "run.json":
             assert (report / "first" / file).read_bytes() == (report / "second" / file).read_bytes(), file
@@ -347,7 +396,10 @@ def test_pairs_that_two_experiments_share_are_shown_once(runs, tmp_path, monkeyp
     monkeypatch.setattr(parts, "token_attention", fake_attention)
     plain = vars(runs[0]) | {"experiment": "other", "downstream": []}
     write_report(
-        [runs[0], ReportedRun(**plain)], ReportSettings(), output=tmp_path / "report", metrics_json=tmp_path / "metrics.json"
+        [runs[0], ReportedRun(**plain)],
+        ReportSettings(),
+        output=tmp_path / "report",
+        metrics_json=tmp_path / "metrics.json",
     )
     assert len(list((tmp_path / "report").rglob("pairs_*.png"))) == 2
     assert "The pairs of bottle are those of mvtec_ad: seas." in (tmp_path / "report" / "index.html").read_text()

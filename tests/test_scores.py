@@ -17,7 +17,9 @@ class TestByHand:
 
     def test_image_level(self):
         # image scores .9, .4, .6 with labels 1, 0, 1: perfectly ordered
-        assert [self.found.scores["image", name] for name in ("auroc", "ap", "f1_max")] == pytest.approx([100, 100, 100])
+        assert [self.found.scores["image", name] for name in ("auroc", "ap", "f1_max")] == pytest.approx(
+            [100, 100, 100]
+        )
 
     def test_pixel_level(self):
         # ranking: .9+ .8+ .7- .6- .5+ .4- .3- .2- .1- .1- 0- 0-
@@ -57,14 +59,22 @@ def brute_force_iou(mask, scores):
     return max(found)
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=1, max_size=30).filter(lambda rows: any(r[0] for r in rows)))
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=1, max_size=30).filter(
+        lambda rows: any(r[0] for r in rows)
+    )
+)
 @settings(max_examples=200, deadline=None)
 def test_best_iou_is_that_of_every_threshold_tried(rows):
     mask, scores = np.array([r[0] for r in rows]), np.array([r[1] for r in rows], float)
     assert best_iou(mask, scores) == pytest.approx(brute_force_iou(mask, scores))
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=1, max_size=30).filter(lambda rows: any(r[0] for r in rows)))
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=1, max_size=30).filter(
+        lambda rows: any(r[0] for r in rows)
+    )
+)
 @settings(max_examples=200, deadline=None)
 def test_best_threshold_has_the_highest_f1(rows):
     labels, scores = np.array([r[0] for r in rows]), np.array([r[1] for r in rows], float)

@@ -68,21 +68,41 @@ def test_a_checkpoint_is_really_used(tmp_path):
 def test_recorded_losses_are_means(tmp_path):
     tmp_path.joinpath("w").mkdir()
     losses = train(
-        lambda step: {"loss": torch.tensor(float(step))}, 7, {}, working=tmp_path / "w", label="l", checkpoint_every=100, record_every=3
+        lambda step: {"loss": torch.tensor(float(step))},
+        7,
+        {},
+        working=tmp_path / "w",
+        label="l",
+        checkpoint_every=100,
+        record_every=3,
     )
     assert losses.to_dict("list") == {"step": [3, 6, 7], "loss": [1.0, 4.0, 6.0]}
 
 
 def test_a_loss_that_is_no_number_stops_the_training(tmp_path):
     with pytest.raises(InputError, match="toy: the loss is not finite at update 2"):
-        train(lambda step: {"loss": torch.tensor(float("nan"))}, 9, {}, working=tmp_path, label="toy", checkpoint_every=1, record_every=2)
+        train(
+            lambda step: {"loss": torch.tensor(float("nan"))},
+            9,
+            {},
+            working=tmp_path,
+            label="toy",
+            checkpoint_every=1,
+            record_every=2,
+        )
 
 
 def test_tensorboard_holds_the_losses(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train(
-        lambda step: {"loss": torch.tensor(float(step))}, 4, {}, working=tmp_path, label="l", checkpoint_every=9, record_every=2,
+        lambda step: {"loss": torch.tensor(float(step))},
+        4,
+        {},
+        working=tmp_path,
+        label="l",
+        checkpoint_every=9,
+        record_every=2,
         tensorboard=tmp_path / "tb",
     )
     events = EventAccumulator(str(tmp_path / "tb"))

@@ -23,8 +23,17 @@ pytestmark = pytest.mark.slow
 TINY = {
     "datasets": ["mine"],
     "base": {
-        "name": "tiny", "image_size": 32, "vae_channels": [8, 8, 8], "unet_channels": [16, 16, 16, 16], "text_width": 16,
-        "text_layers": 1, "corpus_images": 8, "vae_updates": 2, "vae_batch_size": 2, "unet_updates": 2, "unet_batch_size": 2,
+        "name": "tiny",
+        "image_size": 32,
+        "vae_channels": [8, 8, 8],
+        "unet_channels": [16, 16, 16, 16],
+        "text_width": 16,
+        "text_layers": 1,
+        "corpus_images": 8,
+        "vae_updates": 2,
+        "vae_batch_size": 2,
+        "unet_updates": 2,
+        "unet_batch_size": 2,
     },
     "compute": {"threads": {"base": 1, "generator": 1, "rmp": 1, "generation": 1, "metrics": 1, "downstream": 1}},
     "data": {"image_size": 32, "normals": 4},
@@ -86,7 +95,18 @@ def finished(tmp_path_factory):
     return house
 
 
-CHAIN = {"base_model", "index", "split", "generator", "rmp", "generation", "crop_and_paste", "metrics", "downstream", "report"}
+CHAIN = {
+    "base_model",
+    "index",
+    "split",
+    "generator",
+    "rmp",
+    "generation",
+    "crop_and_paste",
+    "metrics",
+    "downstream",
+    "report",
+}
 
 
 class TestRuns:
@@ -114,8 +134,10 @@ class TestRuns:
             ({"metrics": {"kid_subset_size": 3}}, {"metrics": 1, "report": 1}),
             ({"downstream": {"updates": 3}}, {"downstream": 3, "report": 1}),
             ({"generation": {"steps": 3}}, {"generation": 1, "metrics": 1, "downstream": 1, "report": 1}),
-            ({"generator": {"da_weight": 0.5}},
-             {"generator": 1, "rmp": 1, "generation": 1, "metrics": 1, "downstream": 1, "report": 1}),
+            (
+                {"generator": {"da_weight": 0.5}},
+                {"generator": 1, "rmp": 1, "generation": 1, "metrics": 1, "downstream": 1, "report": 1},
+            ),
         ],
     )
     def test_one_changed_setting_reruns_its_own_chain(self, finished, sections, expected):

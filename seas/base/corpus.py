@@ -29,18 +29,26 @@ TINTED = 0.6
 Material = Callable[[np.random.Generator, Plane], np.ndarray]
 MATERIALS: dict[str, Material] = {
     "brushed": lambda random, plane: 0.05 * rendering.brushed(random, plane, random.uniform(0, np.pi)),
-    "turned": lambda random, plane: 0.035 * rendering.turned(random, plane.turned(tuple(random.uniform(0.4, 0.6, 2)), 0)),
+    "turned": lambda random, plane: (
+        0.035 * rendering.turned(random, plane.turned(tuple(random.uniform(0.4, 0.6, 2)), 0))
+    ),
     "cast": lambda random, plane: 0.05 * rendering.grain(random, plane.size, int(random.integers(12, 40))),
     "wooden": lambda random, plane: 0.05 * rendering.wooden(random, plane, random.uniform(0, np.pi)),
     "painted": lambda random, plane: 0.02 * rendering.cloud(random, plane.size, 3),
-    "woven": lambda random, plane: random.uniform(0.06, 0.15)
-    * rendering.woven(plane.turned((0.5, 0.5), random.uniform(0, np.pi)), random.uniform(5, 11), tuple(random.uniform(0, 2, 2))),
+    "woven": lambda random, plane: (
+        random.uniform(0.06, 0.15)
+        * rendering.woven(
+            plane.turned((0.5, 0.5), random.uniform(0, np.pi)), random.uniform(5, 11), tuple(random.uniform(0, 2, 2))
+        )
+    ),
     "rough": lambda random, plane: 0.06 * rendering.cloud(random, plane.size, 10),
 }
 OUTLINES: dict[str, Callable[[np.random.Generator, Plane, float], np.ndarray]] = {
     "disc": lambda random, plane, size: rendering.disc(plane, size),
     "ring": lambda random, plane, size: rendering.ring(plane, size, size * random.uniform(0.3, 0.6)),
-    "block": lambda random, plane, size: rendering.box(plane, size * random.uniform(0.5, 1), size, size * random.uniform(0.05, 0.3)),
+    "block": lambda random, plane, size: rendering.box(
+        plane, size * random.uniform(0.5, 1), size, size * random.uniform(0.05, 0.3)
+    ),
     "bar": lambda random, plane, size: rendering.box(plane, size * random.uniform(0.2, 0.4), 2 * size, 0.02),
     "nut": lambda random, plane, size: np.maximum(
         rendering.polygon(plane, size * 0.9, 6), -rendering.disc(plane, size * random.uniform(0.35, 0.55))
@@ -50,12 +58,22 @@ OUTLINES: dict[str, Callable[[np.random.Generator, Plane, float], np.ndarray]] =
 }
 DEFECTS: dict[str, Callable] = {
     "scratch": lambda random, plane, picture, place: rendering.scratch(
-        random, plane, picture, place,
-        length=random.uniform(0.12, 0.45), width=random.uniform(0.016, 0.035), strength=_signed(random, 0.15, 0.4),
+        random,
+        plane,
+        picture,
+        place,
+        length=random.uniform(0.12, 0.45),
+        width=random.uniform(0.016, 0.035),
+        strength=_signed(random, 0.15, 0.4),
     ),
     "stain": lambda random, plane, picture, place: rendering.stain(
-        random, plane, picture, place,
-        radius=random.uniform(0.04, 0.16), colour=random.uniform(0.15, 0.85, 3), strength=random.uniform(0.4, 0.95),
+        random,
+        plane,
+        picture,
+        place,
+        radius=random.uniform(0.04, 0.16),
+        colour=random.uniform(0.15, 0.85, 3),
+        strength=random.uniform(0.4, 0.95),
     ),
     "dent": lambda random, plane, picture, place: rendering.dent(
         random, plane, picture, place, radius=random.uniform(0.05, 0.13), strength=random.uniform(0.2, 0.5)
@@ -64,20 +82,50 @@ DEFECTS: dict[str, Callable] = {
         random, plane, picture, place, radius=random.uniform(0.02, 0.06), strength=random.uniform(0.25, 0.6)
     ),
     "crack": lambda random, plane, picture, place: rendering.crack(
-        random, plane, picture, place,
-        length=random.uniform(0.15, 0.6), width=random.uniform(0.012, 0.028), strength=random.uniform(0.15, 0.45),
+        random,
+        plane,
+        picture,
+        place,
+        length=random.uniform(0.15, 0.6),
+        width=random.uniform(0.012, 0.028),
+        strength=random.uniform(0.15, 0.45),
     ),
     "fibre": lambda random, plane, picture, place: rendering.fibre(
-        random, plane, picture, place,
-        length=random.uniform(0.15, 0.45), width=random.uniform(0.018, 0.035), colour=random.uniform(0, 0.9, 3),
+        random,
+        plane,
+        picture,
+        place,
+        length=random.uniform(0.15, 0.45),
+        width=random.uniform(0.018, 0.035),
+        colour=random.uniform(0, 0.9, 3),
         strength=random.uniform(0.6, 1.0),
     ),
     "thread": lambda random, plane, picture, place: rendering.pulled_thread(
-        random, plane, picture, place,
-        length=random.uniform(0.2, 0.5), width=random.uniform(0.04, 0.09), strength=_signed(random, 0.4, 0.9),
+        random,
+        plane,
+        picture,
+        place,
+        length=random.uniform(0.2, 0.5),
+        width=random.uniform(0.04, 0.09),
+        strength=_signed(random, 0.4, 0.9),
     ),
 }
-OTHER_WORDS = ("a", "photo", "of", "with", "on", "good", "damaged", "object", "defect", "part", "product", "and", ",", ".")
+OTHER_WORDS = (
+    "a",
+    "photo",
+    "of",
+    "with",
+    "on",
+    "good",
+    "damaged",
+    "object",
+    "defect",
+    "part",
+    "product",
+    "and",
+    ",",
+    ".",
+)
 
 
 def _signed(random: np.random.Generator, low: float, high: float) -> float:
@@ -99,7 +147,11 @@ def corpus_image(seed: int, index: int, size: int) -> tuple[np.ndarray, str]:
     distance = OUTLINES[outline](random, plane.turned(centre, random.uniform(0, 2 * np.pi)), random.uniform(0.22, 0.42))
     below, _ = _surface(random, plane, grey, "dark" if random.random() < 0.6 else None)
     above, words = _surface(random, plane, grey, None)
-    above = above + 0.16 * rendering.bevelled(plane, distance, random.uniform(0.015, 0.05), random.uniform(0, 2 * np.pi))[..., None]
+    above = (
+        above
+        + 0.16
+        * rendering.bevelled(plane, distance, random.uniform(0.015, 0.05), random.uniform(0, 2 * np.pi))[..., None]
+    )
     if outline != "surface":
         shadow = np.roll(distance, tuple(random.integers(1, 3, 2)), (0, 1))
         below = below * (1 - random.uniform(0.2, 0.6) * plane.inside(shadow, softness=4))[..., None]

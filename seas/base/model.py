@@ -6,12 +6,17 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from seas.base.pretrained import check_base
 from seas.base.settings import BaseSettings
 from seas.errors import InputError
+
+diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 CHANNELS_OF_A_GROUP = 8
@@ -83,7 +88,13 @@ def build_tokenizer(words: Sequence[str], length: int) -> CLIPTokenizer:
     """A CLIP tokenizer for prompts of ``length`` tokens that knows each of ``words`` as one token and all else by letters."""
     letters = [chr(code) for code in range(33, 127)]
     merges = _merges(words)
-    symbols = [*letters, *(letter + WORD_END for letter in letters), *(left + right for left, right in merges), START, END]
+    symbols = [
+        *letters,
+        *(letter + WORD_END for letter in letters),
+        *(left + right for left, right in merges),
+        START,
+        END,
+    ]
     vocabulary = {symbol: number for number, symbol in enumerate(dict.fromkeys(symbols))}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
 
@@ -127,7 +138,7 @@ def load_base(folder: Path) -> StableDiffusionPipeline:
             feature_extractor=None,
             requires_safety_checker=False,
             local_files_only=True,
-            torch_dtype=torch.float32,
+            dtype=torch.float32,
         )
     except Exception as fault:
         raise InputError(f"the pipeline {folder} cannot be loaded: {' '.join(str(fault).split())}") from None

@@ -18,7 +18,9 @@ class BaseSettings(StationSettings):
         "folder of a finished pipeline (diffusers' layout); none: the workflow trains a small one with the settings below",
         source="Sec. 4.1",
     )
-    image_size: int = setting(64, "side of the images that a trained base is made for", unit="px", source="ours", ge=16, multiple_of=16)
+    image_size: int = setting(
+        64, "side of the images that a trained base is made for", unit="px", source="ours", ge=16, multiple_of=16
+    )
     vae_channels: tuple[int, ...] = setting(
         (16, 32, 64), "VAE channels by level; each level after the first halves the side", source="ours", min_length=2
     )
@@ -30,15 +32,21 @@ class BaseSettings(StationSettings):
     text_layers: int = setting(2, "layers of the text encoder", source="ours", ge=1)
     text_length: int = setting(32, "tokens of a prompt", source="ours", ge=8)
     prediction_type: Literal["epsilon", "v_prediction"] = setting(
-        "v_prediction", "what a trained U-Net predicts (epsilon is worse than nothing at high noise when training is short)", source="ours"
+        "v_prediction",
+        "what a trained U-Net predicts (epsilon is worse than nothing at high noise when training is short)",
+        source="ours",
     )
     corpus_images: int = setting(2048, "procedural pictures to train on", unit="images", source="ours", ge=8)
     vae_updates: int = setting(350, "updates of the VAE", source="ours", ge=1)
     vae_batch_size: int = setting(8, "pictures of a VAE batch", unit="images", source="ours", ge=1)
-    vae_learning_rate: float = setting(6e-4, "Adam's peak rate for the VAE; it falls along a cosine", source="ours", gt=0)
+    vae_learning_rate: float = setting(
+        6e-4, "Adam's peak rate for the VAE; it falls along a cosine", source="ours", gt=0
+    )
     unet_updates: int = setting(350, "updates of the U-Net and the text encoder", source="ours", ge=1)
     unet_batch_size: int = setting(16, "latents of a U-Net batch", unit="images", source="ours", ge=1)
-    unet_learning_rate: float = setting(1e-3, "AdamW's peak rate for U-Net and text encoder; it falls along a cosine", source="ours", gt=0)
+    unet_learning_rate: float = setting(
+        1e-3, "AdamW's peak rate for U-Net and text encoder; it falls along a cosine", source="ours", gt=0
+    )
     ema_decay: float = setting(0.99, "decay of the averaged weights that are kept", source="ours", ge=0, lt=1)
     dropped_captions: float = setting(0.1, "share of captions left empty, for guidance", source="SD v1-4", ge=0, lt=1)
     seed: int = setting(0, "seed of corpus and training; the base is shared by all runs", source="ours", ge=0)
@@ -48,5 +56,7 @@ class BaseSettings(StationSettings):
     def _levels_fit_the_image(self) -> "BaseSettings":
         deepest = 2 ** (len(self.vae_channels) - 1) * 2 ** (len(self.unet_channels) - 1)
         if self.pretrained is None and self.image_size % deepest:
-            raise ValueError(f"image_size is {self.image_size}; VAE and U-Net divide it by {deepest} in all; give a multiple of {deepest}")
+            raise ValueError(
+                f"image_size is {self.image_size}; VAE and U-Net divide it by {deepest} in all; give a multiple of {deepest}"
+            )
         return self

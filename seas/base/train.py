@@ -25,7 +25,9 @@ FITTED_TO = 128
 """Pictures that the linear code is fitted to."""
 
 
-def train_base(settings: BaseSettings, compute: ComputeSettings, *, output: Path, tensorboard: Path | None = None) -> None:
+def train_base(
+    settings: BaseSettings, compute: ComputeSettings, *, output: Path, tensorboard: Path | None = None
+) -> None:
     """Pre-train a base and write it as a folder that ``StableDiffusionPipeline.from_pretrained`` loads."""
     device = prepare_device(compute)
     obeyed = {"base": settings.model_dump(mode="json"), "compute": compute.model_dump(mode="json")}
@@ -66,7 +68,9 @@ def _set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
         group["lr"] = value
 
 
-def _train_vae(pipeline, images, settings: BaseSettings, compute: ComputeSettings, working: Path, tensorboard: Path | None):
+def _train_vae(
+    pipeline, images, settings: BaseSettings, compute: ComputeSettings, working: Path, tensorboard: Path | None
+):
     vae = pipeline.vae
     side = 2 ** (len(settings.vae_channels) - 1)
     first = to_tensor(images[:FITTED_TO]).to(pipeline.device)
@@ -106,7 +110,9 @@ def _encoded(pipeline, images: np.ndarray, settings: BaseSettings) -> Tensor:
     """The corpus's latents (n, C, h, w) in units of their own deviation; the VAE learns its scaling factor."""
     latents = torch.cat(
         [
-            pipeline.vae.encode(to_tensor(images[start : start + ENCODED_AT_ONCE]).to(pipeline.device)).latent_dist.mean.float()
+            pipeline.vae.encode(
+                to_tensor(images[start : start + ENCODED_AT_ONCE]).to(pipeline.device)
+            ).latent_dist.mean.float()
             for start in progress(range(0, len(images), ENCODED_AT_ONCE), f"base {settings.name}: latents")
         ]
     )
@@ -115,7 +121,15 @@ def _encoded(pipeline, images: np.ndarray, settings: BaseSettings) -> Tensor:
     return latents * factor
 
 
-def _train_unet(pipeline, latents, captions, settings: BaseSettings, compute: ComputeSettings, working: Path, tensorboard: Path | None):
+def _train_unet(
+    pipeline,
+    latents,
+    captions,
+    settings: BaseSettings,
+    compute: ComputeSettings,
+    working: Path,
+    tensorboard: Path | None,
+):
     unet, text_encoder, scheduler = pipeline.unet, pipeline.text_encoder, pipeline.scheduler
     networks = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).train()
     averaged = AveragedModel(networks, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
@@ -127,11 +141,15 @@ def _train_unet(pipeline, latents, captions, settings: BaseSettings, compute: Co
         _set_rate(optimizer, settings.unet_learning_rate * rate(step, settings.unet_updates))
         draws = rng(settings.seed, "unet batch", step)
         chosen = torch.from_numpy(draws.integers(len(latents), size=settings.unet_batch_size)).to(pipeline.device)
-        dropped = torch.from_numpy(draws.random(settings.unet_batch_size) < settings.dropped_captions).to(pipeline.device)
+        dropped = torch.from_numpy(draws.random(settings.unet_batch_size) < settings.dropped_captions).to(
+            pipeline.device
+        )
         random = torch_rng(settings.seed, "unet noise", step)
         clean = latents[chosen]
         noise = torch.randn(clean.shape, generator=random).to(pipeline.device)
-        timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(clean),), generator=random).to(pipeline.device)
+        timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(clean),), generator=random).to(
+            pipeline.device
+        )
         noisy = scheduler.add_noise(clean, noise, timesteps)
         with autocast(compute):
             context = text_encoder(input_ids[torch.where(dropped, 0, chosen + 1)])[0]

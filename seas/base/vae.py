@@ -48,10 +48,7 @@ def start_at_code(vae: AutoencoderKL, code: LinearCode, images: Tensor) -> None:
         if name.endswith("conv2"):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
-        elif name.endswith("conv_shortcut"):
-            nn.init.dirac_(module.weight)
-            nn.init.zeros_(module.bias)
-        elif name.endswith("quant_conv"):
+        elif name.endswith("conv_shortcut") or name.endswith("quant_conv"):
             nn.init.dirac_(module.weight)
             nn.init.zeros_(module.bias)
         elif "upsamplers.0.conv" in name:

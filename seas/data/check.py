@@ -60,12 +60,17 @@ def _check_product(root: Path, layout: str, data: DataSettings, output: Path, pr
         )
     anomalies = list(fitted_anomalies(split, root, data))
     for what, images in (
-        ("lose their whole defect by fitting (an error when the chain runs)", [i for i, _, pixels in anomalies if pixels == 0]),
+        (
+            "lose their whole defect by fitting (an error when the chain runs)",
+            [i for i, _, pixels in anomalies if pixels == 0],
+        ),
         ("lose more than half of it", [i for i, kept, pixels in anomalies if pixels and kept < KEPT_OF_AN_ANOMALY]),
         (f"keep a defect of fewer than {SMALL} pixels", [i for i, _, pixels in anomalies if 0 < pixels < SMALL]),
     ):
         if images:
-            lines.append(f"  {len(images)} abnormal images {what}: {', '.join(images[:5])}{', …' if len(images) > 5 else ''}")
+            lines.append(
+                f"  {len(images)} abnormal images {what}: {', '.join(images[:5])}{', …' if len(images) > 5 else ''}"
+            )
     write_image(_contact_sheet(split, root, data), output / f"{product}.png")
     return "\n".join(lines)
 

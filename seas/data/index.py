@@ -89,6 +89,9 @@ def split_product(index: Path, settings: DataSettings, seed: int, *, root: Path,
     cut = [image for image, _, pixels in fitted_anomalies(split, root, settings) if pixels == 0]
     raise_faults(
         Path(root) / table["product"].iloc[0],
-        [f"{Path(root) / image}: data.fit '{settings.fit}' cuts its whole defect away; take 'pad' or 'stretch'" for image in cut],
+        [
+            f"{Path(root) / image}: data.fit '{settings.fit}' cuts its whole defect away; take 'pad' or 'stretch'"
+            for image in cut
+        ],
     )
     write_table(split, output)

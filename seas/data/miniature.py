@@ -35,7 +35,9 @@ def _washer(random: np.random.Generator, plane: Plane) -> tuple[np.ndarray, np.n
     steel = 0.56 + 0.028 * rendering.turned(random, plane.turned(centre, 0)) + 0.02 * rendering.cloud(random, size, 5)
     steel = steel + 0.16 * rendering.bevelled(plane, distance, 0.02, random.uniform(3.6, 4.2))
     picture = rendering.blended(
-        rendering.coloured(mat, (0.93, 1.0, 1.06)), rendering.coloured(steel, (1.0, 0.985, 0.95)), plane.inside(distance)
+        rendering.coloured(mat, (0.93, 1.0, 1.06)),
+        rendering.coloured(steel, (1.0, 0.985, 0.95)),
+        plane.inside(distance),
     )
     return picture * rendering.lit(random, plane, 0.18)[..., None] * random.uniform(0.93, 1.07), distance
 
@@ -43,13 +45,16 @@ def _washer(random: np.random.Generator, plane: Plane) -> tuple[np.ndarray, np.n
 def _fabric(random: np.random.Generator, plane: Plane) -> tuple[np.ndarray, np.ndarray]:
     size = plane.size
     warped = Plane(
-        plane.y + 0.006 * rendering.smooth_noise(random, size, 4), plane.x + 0.006 * rendering.smooth_noise(random, size, 4)
+        plane.y + 0.006 * rendering.smooth_noise(random, size, 4),
+        plane.x + 0.006 * rendering.smooth_noise(random, size, 4),
     ).turned((0.5, 0.5), random.uniform(-0.03, 0.03))
     weave = rendering.woven(warped, 9, tuple(random.uniform(0, 2, 2)))
     thread = 0.05 * rendering.smooth_noise(random, size, (9, 3)) + 0.05 * rendering.smooth_noise(random, size, (3, 9))
     field = 0.52 + 0.13 * weave + 0.5 * thread + 0.015 * rendering.grain(random, size, size // 2)
     picture = rendering.coloured(field, (1.06, 0.98, 0.82))
-    return picture * rendering.lit(random, plane, 0.15)[..., None] * random.uniform(0.94, 1.06), np.full_like(plane.y, -1)
+    return picture * rendering.lit(random, plane, 0.15)[..., None] * random.uniform(0.94, 1.06), np.full_like(
+        plane.y, -1
+    )
 
 
 def _sign(random: np.random.Generator) -> float:
@@ -58,7 +63,9 @@ def _sign(random: np.random.Generator) -> float:
 
 def _scratch(random: np.random.Generator, plane: Plane, picture: np.ndarray, place: tuple[float, float]) -> Defect:
     sizes = {"length": random.uniform(0.13, 0.3), "width": random.uniform(0.016, 0.026)}
-    return rendering.scratch(random, plane, picture, place, strength=_sign(random) * random.uniform(0.14, 0.26), **sizes)
+    return rendering.scratch(
+        random, plane, picture, place, strength=_sign(random) * random.uniform(0.14, 0.26), **sizes
+    )
 
 
 def _rust(random: np.random.Generator, plane: Plane, picture: np.ndarray, place: tuple[float, float]) -> Defect:
@@ -85,7 +92,9 @@ def _fibre(random: np.random.Generator, plane: Plane, picture: np.ndarray, place
     return rendering.fibre(random, plane, picture, place, colour=colour, strength=strength, **sizes)
 
 
-def _pulled_thread(random: np.random.Generator, plane: Plane, picture: np.ndarray, place: tuple[float, float]) -> Defect:
+def _pulled_thread(
+    random: np.random.Generator, plane: Plane, picture: np.ndarray, place: tuple[float, float]
+) -> Defect:
     sizes = {"length": random.uniform(0.2, 0.4), "width": random.uniform(0.05, 0.075)}
     return rendering.pulled_thread(random, plane, picture, place, strength=random.uniform(0.5, 0.75), **sizes)
 
@@ -100,7 +109,9 @@ TYPES: dict[str, dict[str, Draw]] = {
 }
 
 
-def miniature_image(seed: int, product: str, folder: str, anomaly_type: str, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+def miniature_image(
+    seed: int, product: str, folder: str, anomaly_type: str, index: int, size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """One photograph uint8 (size, size, 3) and its mask bool (size, size); the mask of "good" is empty."""
     plane = Plane.of(SUPERSAMPLING * size)
     attempt = 0
@@ -136,7 +147,11 @@ def write_miniature(
     partial = root.with_name(f".{root.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     for product, types in TYPES.items():
-        counts = [("train", "good", normals), ("test", "good", test_normals), *(("test", name, abnormal) for name in types)]
+        counts = [
+            ("train", "good", normals),
+            ("test", "good", test_normals),
+            *(("test", name, abnormal) for name in types),
+        ]
         for folder, name, count in counts:
             for index in range(count):
                 image, mask = miniature_image(seed, product, folder, name, index, size)
@@ -145,4 +160,3 @@ def write_miniature(
                     write_mask(mask, partial / product / "ground_truth" / name / f"{index:03d}_mask.png")
     shutil.rmtree(root, ignore_errors=True)
     partial.rename(root)
-

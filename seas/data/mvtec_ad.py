@@ -67,9 +67,21 @@ def list_samples(root: Path, product: str) -> list[Sample]:
             samples += [Sample("good", "test", _relative(image, root), "") for image in images]
             continue
         masks = {mask.stem.removesuffix("_mask"): mask for mask in _images(folder / "ground_truth" / path.name)}
-        faults += [f"{image}: its mask is missing from {folder / 'ground_truth' / path.name}" for image in images if image.stem not in masks]
-        faults += [f"{mask}: the mask belongs to no image of {path}" for stem, mask in masks.items() if stem not in {i.stem for i in images}]
-        faults += [f"{path}: several images are called '{stem}'" for stem, count in Counter(i.stem for i in images).items() if count > 1]
+        faults += [
+            f"{image}: its mask is missing from {folder / 'ground_truth' / path.name}"
+            for image in images
+            if image.stem not in masks
+        ]
+        faults += [
+            f"{mask}: the mask belongs to no image of {path}"
+            for stem, mask in masks.items()
+            if stem not in {i.stem for i in images}
+        ]
+        faults += [
+            f"{path}: several images are called '{stem}'"
+            for stem, count in Counter(i.stem for i in images).items()
+            if count > 1
+        ]
         samples += [
             Sample(path.name, "test", _relative(image, root), _relative(masks[image.stem], root))
             for image in images
@@ -82,13 +94,17 @@ def list_samples(root: Path, product: str) -> list[Sample]:
 def raise_faults(where: Path, faults: list[str]) -> None:
     """Raise InputError with all ``faults``, one a line, when there are any."""
     if faults:
-        raise InputError(faults[0] if len(faults) == 1 else f"{where} has {len(faults)} faults:\n  " + "\n  ".join(faults))
+        raise InputError(
+            faults[0] if len(faults) == 1 else f"{where} has {len(faults)} faults:\n  " + "\n  ".join(faults)
+        )
 
 
 def fingerprint(root: Path, product: str) -> str:
     """A hash of the names and sizes of a product's photographs and masks."""
     folder = Path(root) / product
-    files = sorted(path for part in ("train", "test", "ground_truth") for path in (folder / part).rglob("*") if path.is_file())
+    files = sorted(
+        path for part in ("train", "test", "ground_truth") for path in (folder / part).rglob("*") if path.is_file()
+    )
     listing = [(_relative(path, folder), path.stat().st_size) for path in files]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
@@ -98,10 +114,16 @@ def _relative(path: Path, root: Path) -> str:
 
 
 def _folders(folder: Path) -> Iterable[Path]:
-    return [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")] if folder.is_dir() else []
+    return (
+        [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        if folder.is_dir()
+        else []
+    )
 
 
 def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )

@@ -11,17 +11,22 @@ SPLIT_STAGE_VERSION = 1
 class DataSettings(StationSettings):
     """The split and the fitting of the photographs (Sec. 4.1)."""
 
-    image_size: int = setting(512, "side of the square images of generator and RMP", unit="px", source="Sec. 4.1", ge=16, multiple_of=16)
+    image_size: int = setting(
+        512, "side of the square images of generator and RMP", unit="px", source="Sec. 4.1", ge=16, multiple_of=16
+    )
     fit: Literal["auto", "crop", "pad", "stretch"] = setting(
         "auto",
-        "how a photograph becomes square; auto crops when its sides differ by less than 2 %, else pads and leaves the padding out of losses and scores",
+        "how a photograph becomes square; auto crops when its sides differ by less than 2 %, else pads "
+        "and leaves the padding out of losses and scores",
         source="ours; released code: crop",
     )
     shots: Literal["third"] | int = setting(
         "third", "abnormal training shots of each type: a third of them, or a number", source="Sec. 4.1, Tab. 11"
     )
     normals: int = setting(60, "normal images that generator and RMP train on", unit="images", source="Sec. 4.1", ge=1)
-    augmentation: bool = setting(True, "turns by 90° and flips, one draw shared by an image, its mask and its normal", source="released code")
+    augmentation: bool = setting(
+        True, "turns by 90° and flips, one draw shared by an image, its mask and its normal", source="released code"
+    )
     groups: str | None = setting(
         None,
         "csv in each product's folder whose images (first column) stay on one side of the split by group (second column); "

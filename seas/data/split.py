@@ -40,7 +40,9 @@ def split_samples(table: pd.DataFrame, settings: DataSettings, seed: int, groups
             f"{table['product'].iloc[0]}: no image of the type '{untested[0]}' is left to test; "
             "add images, lower data.shots, or set data.train_only_small_types"
         )
-    return table.assign(role=role, type_index=table.type.map(lambda name: types.index(name) + 1 if name in types else 0))
+    return table.assign(
+        role=role, type_index=table.type.map(lambda name: types.index(name) + 1 if name in types else 0)
+    )
 
 
 def _shots(images: pd.DataFrame, group: pd.Series, settings: DataSettings) -> pd.Index:
@@ -59,7 +61,9 @@ def _shots(images: pd.DataFrame, group: pd.Series, settings: DataSettings) -> pd
         if len(taken) + len(members) <= wanted:
             taken += list(members.index)
     if not taken:
-        raise InputError(f"{product}: each group of the type '{name}' in data.groups has more images than the {wanted} shots")
+        raise InputError(
+            f"{product}: each group of the type '{name}' in data.groups has more images than the {wanted} shots"
+        )
     return pd.Index(taken)
 
 

@@ -15,7 +15,9 @@ AUXILIARY_HEADS = ((16, 16), (32, 64), (64, 256), (128, 1024))
 """Input and inner channels of the heads that only train, on the stem and the three semantic stages."""
 
 
-def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, *, relu: bool = True) -> nn.Sequential:
+def _conv(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, *, relu: bool = True
+) -> nn.Sequential:
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), *([nn.ReLU()] if relu else []))
 
@@ -50,7 +52,9 @@ class GatherAndExpansion(nn.Module):
             self.shortcut: nn.Module = nn.Identity()
         else:
             depthwise = [_conv(inputs, inner, 3, 2, inputs, relu=False), _conv(inner, inner, 3, groups=inner)]
-            self.shortcut = nn.Sequential(_conv(inputs, inputs, 3, 2, inputs, relu=False), _conv(inputs, outputs, 1, relu=False))
+            self.shortcut = nn.Sequential(
+                _conv(inputs, inputs, 3, 2, inputs, relu=False), _conv(inputs, outputs, 1, relu=False)
+            )
         self.branch = nn.Sequential(_conv(inputs, inputs, 3), *depthwise, _conv(inner, outputs, 1, relu=False))
 
     def forward(self, feature: Tensor) -> Tensor:
@@ -75,10 +79,14 @@ class BilateralGuidedAggregation(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.detail_keep = nn.Sequential(_conv(channels, channels, 3, groups=channels, relu=False), nn.Conv2d(channels, channels, 1))
+        self.detail_keep = nn.Sequential(
+            _conv(channels, channels, 3, groups=channels, relu=False), nn.Conv2d(channels, channels, 1)
+        )
         self.detail_down = nn.Sequential(_conv(channels, channels, 3, 2, relu=False), nn.AvgPool2d(3, 2, 1))
         self.semantic_up = _conv(channels, channels, 3, relu=False)
-        self.semantic_keep = nn.Sequential(_conv(channels, channels, 3, groups=channels, relu=False), nn.Conv2d(channels, channels, 1))
+        self.semantic_keep = nn.Sequential(
+            _conv(channels, channels, 3, groups=channels, relu=False), nn.Conv2d(channels, channels, 1)
+        )
         self.fuse = _conv(channels, channels, 3)
 
     def forward(self, detail: Tensor, semantic: Tensor) -> Tensor:
@@ -113,7 +121,10 @@ class BiSeNetV2(nn.Module):
         stages: list[nn.Module] = []
         inputs = STEM
         for channels, count in SEMANTIC:
-            blocks = [GatherAndExpansion(inputs, channels, 2), *(GatherAndExpansion(channels, channels, 1) for _ in range(count - 1))]
+            blocks = [
+                GatherAndExpansion(inputs, channels, 2),
+                *(GatherAndExpansion(channels, channels, 1) for _ in range(count - 1)),
+            ]
             stages.append(nn.Sequential(*blocks))
             inputs = channels
         self.semantic = nn.ModuleList(stages)

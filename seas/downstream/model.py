@@ -73,7 +73,9 @@ def load_model(folder: Path, device: torch.device) -> tuple[nn.Module, Descripti
         network = MODELS[description.model]()
         network.load_state_dict(load_file(folder / WEIGHTS))
     except FileNotFoundError as fault:
-        raise InputError(f"{folder} is no trained segmentation model: {Path(fault.filename or WEIGHTS).name} is missing") from None
+        raise InputError(
+            f"{folder} is no trained segmentation model: {Path(fault.filename or WEIGHTS).name} is missing"
+        ) from None
     except Exception as fault:
         raise InputError(f"{folder} is a damaged segmentation model: {' '.join(str(fault).split())}") from None
     return network.to(device).eval().requires_grad_(False), description

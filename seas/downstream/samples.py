@@ -64,7 +64,15 @@ class SegmentationBatches:
     """Half abnormal, half normal images; a function of (seed, step) alone, read ahead by threads."""
 
     def __init__(
-        self, abnormal: list[Sample], normal: list[Sample], *, size: int, fit: str, batch_size: int, jitter: float, seed: int
+        self,
+        abnormal: list[Sample],
+        normal: list[Sample],
+        *,
+        size: int,
+        fit: str,
+        batch_size: int,
+        jitter: float,
+        seed: int,
     ) -> None:
         self._pools = (abnormal, normal)
         self._size, self._fit, self._half = size, fit, batch_size // 2
@@ -87,7 +95,9 @@ class SegmentationBatches:
     def _drawn(self, pool: int, step: int, number: int) -> Fitted:
         samples = self._pools[pool]
         epoch, place = divmod(step * self._half + number, len(samples))
-        fitted = self._read(samples[int(rng(self._seed, "downstream order", pool, epoch).permutation(len(samples))[place])])
+        fitted = self._read(
+            samples[int(rng(self._seed, "downstream order", pool, epoch).permutation(len(samples))[place])]
+        )
         draws = rng(self._seed, "downstream augmentation", pool, step, number)
         turn = draw_augmentation(draws)
         contrast, brightness = 1 + self._jitter * draws.uniform(-1, 1, 2)

@@ -18,17 +18,37 @@ class DownstreamSettings(StationSettings):
     are kept in each, so that nothing is chosen by looking at the test set.
     """
 
-    models: tuple[Literal["bisenet_v2"], ...] = setting(("bisenet_v2",), "segmentation models", source="Tab. 4", min_length=1)
-    trained_on: tuple[Source, ...] = setting(
-        ("real", "crop_and_paste", "generated"), "sources of the abnormal images, one arm each", source="Sec. 4.3; ours", min_length=1
+    models: tuple[Literal["bisenet_v2"], ...] = setting(
+        ("bisenet_v2",), "segmentation models", source="Tab. 4", min_length=1
     )
-    scope: Literal["unified", "per_product"] = setting("unified", "one model for all products, or one each", source="Tab. 4, Tab. 8")
-    image_size: int = setting(512, "side of the model's input", unit="px", source="ours; the paper is silent", ge=32, multiple_of=32)
+    trained_on: tuple[Source, ...] = setting(
+        ("real", "crop_and_paste", "generated"),
+        "sources of the abnormal images, one arm each",
+        source="Sec. 4.3; ours",
+        min_length=1,
+    )
+    scope: Literal["unified", "per_product"] = setting(
+        "unified", "one model for all products, or one each", source="Tab. 4, Tab. 8"
+    )
+    image_size: int = setting(
+        512, "side of the model's input", unit="px", source="ours; the paper is silent", ge=32, multiple_of=32
+    )
     updates: int = setting(40000, "optimizer updates", unit="updates", source="ours; the paper is silent", ge=1)
-    batch_size: int = setting(16, "images of a batch, half of them abnormal", unit="images", source="mmsegmentation's recipe", ge=2, multiple_of=2)
-    learning_rate: float = setting(0.05, "SGD's peak rate; a linear rise, then (1 - t)^0.9", source="mmsegmentation's recipe", gt=0)
+    batch_size: int = setting(
+        16,
+        "images of a batch, half of them abnormal",
+        unit="images",
+        source="mmsegmentation's recipe",
+        ge=2,
+        multiple_of=2,
+    )
+    learning_rate: float = setting(
+        0.05, "SGD's peak rate; a linear rise, then (1 - t)^0.9", source="mmsegmentation's recipe", gt=0
+    )
     weight_decay: float = setting(5e-4, "SGD's decay", source="mmsegmentation's recipe", ge=0)
-    jitter: float = setting(0.1, "largest change of brightness and contrast in training, as a share", source="ours", ge=0, lt=1)
+    jitter: float = setting(
+        0.1, "largest change of brightness and contrast in training, as a share", source="ours", ge=0, lt=1
+    )
     checkpoint_every: int = setting(500, "updates between two checkpoints", unit="updates", source="ours", ge=1)
 
     @field_validator("models", "trained_on")

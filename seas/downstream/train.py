@@ -64,7 +64,13 @@ def train_segmenter(
 
     abnormal, normal = training_samples(trained_on, splits, trees, root)
     batches = SegmentationBatches(
-        abnormal, normal, size=settings.image_size, fit=data.fit, batch_size=settings.batch_size, jitter=settings.jitter, seed=seed
+        abnormal,
+        normal,
+        size=settings.image_size,
+        fit=data.fit,
+        batch_size=settings.batch_size,
+        jitter=settings.jitter,
+        seed=seed,
     )
     trainer = SegmenterTrainer(model, batches, settings, compute, seed, device)
     losses = train(
@@ -103,7 +109,10 @@ def train_segmenter(
             f"{len(normal)} normal images",
             "extractor": "",
         }
-        write_table(pd.DataFrame([common | row for row in [*scores, *_means(scores)]])[RESULT_COLUMNS], folder / "scores.parquet")
+        write_table(
+            pd.DataFrame([common | row for row in [*scores, *_means(scores)]])[RESULT_COLUMNS],
+            folder / "scores.parquet",
+        )
         write_table(pd.concat(curves, ignore_index=True), folder / "curves.parquet")
         write_table(losses, folder / "losses.parquet")
         save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / WEIGHTS)
@@ -163,7 +172,9 @@ def rate(step: int, updates: int) -> float:
     return min((step + 1) / warm, (1 - step / updates) ** POWER)
 
 
-def _thresholds(network, abnormal: list[Sample], normal: list[Sample], settings, data, compute, seed: int) -> tuple[float, float]:
+def _thresholds(
+    network, abnormal: list[Sample], normal: list[Sample], settings, data, compute, seed: int
+) -> tuple[float, float]:
     """The thresholds of the highest F1 on training images: of an image's score and of a pixel's."""
     fitted: list[Fitted] = []
     for number, pool in enumerate((abnormal, normal)):
@@ -176,7 +187,9 @@ def _thresholds(network, abnormal: list[Sample], normal: list[Sample], settings,
 
 def _means(scores: list[dict]) -> list[dict]:
     means = pd.DataFrame(scores).groupby(["level", "metric"], sort=False).value.mean()
-    return [{"product": "", "level": level, "metric": metric, "value": value} for (level, metric), value in means.items()]
+    return [
+        {"product": "", "level": level, "metric": metric, "value": value} for (level, metric), value in means.items()
+    ]
 
 
 def _curves(product: str, maps: np.ndarray, masks: np.ndarray, valid: np.ndarray) -> list[pd.DataFrame]:

@@ -35,12 +35,17 @@ def crop_and_paste_product(
             defects = _fitted(shots, root, data)
             for index in progress(range(pairs_per_type), f"crop and paste {table['product'].iloc[0]} {name}"):
                 random = rng(seed, "crop and paste", name, index)
-                defect, (normal, source) = defects[random.integers(len(defects))][0], normals[random.integers(len(normals))]
+                defect, (normal, source) = (
+                    defects[random.integers(len(defects))][0],
+                    normals[random.integers(len(normals))],
+                )
                 turn = int(random.integers(8)) if data.augmentation else 0
                 image, mask = paste(random, defect, normal, turn)
                 top, left, height, width = valid_box(normal.valid)
                 part = (slice(top, top + height), slice(left, left + width))
-                rows.append(write_generated(folder, name, index, image[part], mask[part], source_normal=source, draws=1))
+                rows.append(
+                    write_generated(folder, name, index, image[part], mask[part], source_normal=source, draws=1)
+                )
         write_images_table(rows, folder)
 
 

@@ -41,7 +41,9 @@ def timesteps_from(first: int, steps: int) -> list[int]:
     Raises InputError when there are more steps than timesteps.
     """
     if steps > first:
-        raise InputError(f"generation.steps is {steps}, but generation.initial_signal leaves only {first} timesteps; lower one of them")
+        raise InputError(
+            f"generation.steps is {steps}, but generation.initial_signal leaves only {first} timesteps; lower one of them"
+        )
     return np.linspace(0, first, steps + 1).round().astype(int)[:0:-1].tolist()
 
 
@@ -111,7 +113,11 @@ class PairSampler:
         return [self._cut(images[k], anomalous[k], sources[k]) for k in range(len(wanted))]
 
     def _first_latents(self, anomaly_type: str, wanted: Sequence[tuple[int, int]]) -> tuple[Tensor, list[int | None]]:
-        signal = self.pipeline.scheduler.alphas_cumprod[self.first].sqrt() if self.settings.initial_signal else torch.tensor(0.0)
+        signal = (
+            self.pipeline.scheduler.alphas_cumprod[self.first].sqrt()
+            if self.settings.initial_signal
+            else torch.tensor(0.0)
+        )
         latents, sources = [], []
         for index, attempt in wanted:
             random = torch_rng(self.seed, "generation", anomaly_type, index, attempt)

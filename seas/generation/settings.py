@@ -12,17 +12,28 @@ class GenerationSettings(StationSettings):
     """How pairs and normals are made from a finished generator and its mask branch (Sec. 3.3, A.2)."""
 
     pairs_per_type: int = setting(1000, "image–mask pairs of each anomaly type", unit="pairs", source="Sec. 4.1", ge=1)
-    normals: int = setting(1000, "normal images of the product", unit="images", source="ours; the paper is silent", ge=0)
+    normals: int = setting(
+        1000, "normal images of the product", unit="images", source="ours; the paper is silent", ge=0
+    )
     sampler: Literal["dpmsolver++", "ddim"] = setting("dpmsolver++", "how noise is removed", source="released code")
     steps: int = setting(25, "steps of the sampler", unit="steps", source="Sec. A.2", ge=2)
     guidance: float = setting(
-        8.0, "classifier-free guidance; 1 is none", source="released code: 8 on MVTec AD, 2 on VisA, 5 on MVTec 3D AD", ge=1
+        8.0,
+        "classifier-free guidance; 1 is none",
+        source="released code: 8 on MVTec AD, 2 on VisA, 5 on MVTec 3D AD",
+        ge=1,
     )
     initial_signal: float = setting(
-        0.098, "share √ᾱ of a training normal's latent in the first latent; 0 starts from pure noise", source="released code", ge=0, lt=1
+        0.098,
+        "share √ᾱ of a training normal's latent in the first latent; 0 starts from pure noise",
+        source="released code",
+        ge=0,
+        lt=1,
     )
     threshold: float = setting(0.2, "mask threshold τ on the anomaly's probability", source="Tab. 18", gt=0, lt=1)
     mask_steps: int = setting(3, "last steps whose predicted masks are averaged", unit="steps", source="Sec. A.2", ge=1)
-    empty_mask: Literal["redraw", "keep"] = setting("redraw", "what is done with a pair whose mask is empty", source="ours")
+    empty_mask: Literal["redraw", "keep"] = setting(
+        "redraw", "what is done with a pair whose mask is empty", source="ours"
+    )
     redraws: int = setting(4, "further tries for a pair whose mask is empty, before it is kept", source="ours", ge=0)
     batch_size: int = setting(8, "images made at once", unit="images", source="ours", ge=1)

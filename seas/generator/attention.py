@@ -21,7 +21,9 @@ def cross_attention_of(unet: UNet2DConditionModel, level: int) -> list[Attention
     """
     blocks = [*(block for block in unet.down_blocks if getattr(block, "has_cross_attention", False)), unet.mid_block]
     if not 1 <= level <= len(blocks) or not getattr(blocks[level - 1], "attentions", None):
-        raise InputError(f"generator.attention_layers names level {level}, but this U-Net has levels 1 to {len(blocks)}")
+        raise InputError(
+            f"generator.attention_layers names level {level}, but this U-Net has levels 1 to {len(blocks)}"
+        )
     transformers = [block for attention in blocks[level - 1].attentions for block in attention.transformer_blocks]
     return [block.attn2 for block in transformers]
 

@@ -76,7 +76,9 @@ class TrainingBatches:
         self._scaling_factor = vae.config.scaling_factor
         self._augmented = data.augmentation
         self._encoded = {
-            role: _encode(split[split.role == role].reset_index(drop=True), root, data, vae, f"encode {prompts.product} {role}s")
+            role: _encode(
+                split[split.role == role].reset_index(drop=True), root, data, vae, f"encode {prompts.product} {role}s"
+            )
             for role in ("shot", "normal")
         }
 
@@ -90,7 +92,9 @@ class TrainingBatches:
             for slot in range(count):
                 image = self._image_in_turn(role, step * count + slot, len(encoded.rows))
                 turn = shared[slot]
-                noise = torch.randn(encoded.mean.shape[2:], generator=torch_rng(self._seed, "posterior", role, step, slot))
+                noise = torch.randn(
+                    encoded.mean.shape[2:], generator=torch_rng(self._seed, "posterior", role, step, slot)
+                )
                 latents.append(encoded.mean[image, turn] + encoded.deviation[image, turn] * noise)
                 masks.append(augment(encoded.mask[image], turn))
                 valids.append(augment(encoded.valid[image], turn))

@@ -56,7 +56,9 @@ class Prompts:
         Raises InputError for a type that the product does not have.
         """
         if anomaly_type not in self.anomaly_tokens:
-            raise InputError(f"'{anomaly_type}' is no anomaly type of {self.product}; its types are {', '.join(self.types)}")
+            raise InputError(
+                f"'{anomaly_type}' is no anomaly type of {self.product}; its types are {', '.join(self.types)}"
+            )
         return f"{self.normal()} with {self._joined(self.anomaly_tokens[anomaly_type])}"
 
     def _joined(self, tokens: list[str]) -> str:

@@ -14,21 +14,33 @@ class GeneratorSettings(StationSettings):
 
     anomaly_tokens: int = setting(4, "learned anomaly tokens <df> of each type (N)", source="Sec. 3.2, Tab. 9", ge=1)
     normal_tokens: int = setting(1, "learned normal tokens <ob> of the product (N')", source="Sec. 3.2, Tab. 9", ge=1)
-    prompt_commas: bool = setting(True, "commas between the anomaly tokens of a prompt", source="Sec. 3.2; released code: false")
-    normal_word: str = setting("object", "word whose embedding the normal tokens start from", source="Sec. A.2", min_length=1)
-    anomaly_word: str = setting("defect", "word whose embedding the anomaly tokens start from", source="Sec. A.2", min_length=1)
+    prompt_commas: bool = setting(
+        True, "commas between the anomaly tokens of a prompt", source="Sec. 3.2; released code: false"
+    )
+    normal_word: str = setting(
+        "object", "word whose embedding the normal tokens start from", source="Sec. A.2", min_length=1
+    )
+    anomaly_word: str = setting(
+        "defect", "word whose embedding the anomaly tokens start from", source="Sec. A.2", min_length=1
+    )
     trained_embeddings: Literal["new_rows", "all"] = setting(
         "new_rows", "rows of the embedding table that train", source="Sec. 3.2; released code: all"
     )
-    updates_per_type: int = setting(800, "optimizer updates for each anomaly type of the product", source="Sec. A.2", ge=1)
+    updates_per_type: int = setting(
+        800, "optimizer updates for each anomaly type of the product", source="Sec. A.2", ge=1
+    )
     gradient_accumulation: int = setting(1, "batches of one update", source="ours; released code: 2", ge=1)
-    abnormal_per_batch: int = setting(2, "abnormal images of a batch, any types mixed", source="Sec. A.2", unit="images", ge=1)
+    abnormal_per_batch: int = setting(
+        2, "abnormal images of a batch, any types mixed", source="Sec. A.2", unit="images", ge=1
+    )
     normal_per_batch: int = setting(2, "normal images of a batch", source="Sec. A.2", unit="images", ge=1)
     unet_learning_rate: float = setting(4e-6, "AdamW's constant rate for the U-Net", source="Sec. A.2", gt=0)
     embedding_learning_rate: float = setting(4e-5, "AdamW's constant rate for the embeddings", source="Sec. A.2", gt=0)
     weight_decay: float = setting(0.01, "AdamW's decay", source="released code", ge=0)
     attention_layers: tuple[int, ...] = setting(
-        (2, 3), "levels of the U-Net encoder whose cross-attention the DA loss reads; 4 is the mid block", source="Eq. 3, Tab. 13"
+        (2, 3),
+        "levels of the U-Net encoder whose cross-attention the DA loss reads; 4 is the mid block",
+        source="Eq. 3, Tab. 13",
     )
     map_softmax: Literal["tokens", "pixels"] = setting(
         "tokens", "direction of the softmax of the maps in the DA loss", source="Eq. 2; released code: pixels"

@@ -17,7 +17,7 @@ from seas.generator.prompts import Prompts, token_ids, token_positions
 from seas.generator.settings import STAGE_VERSION, GeneratorSettings
 from seas.seeding import torch_rng
 from seas.settings import ComputeSettings
-from seas.training import autocast, prepare_device, train
+from seas.training import accumulated_update, autocast, prepare_device, train
 
 
 def train_generator(
@@ -40,7 +40,10 @@ def train_generator(
     Raises InputError for a base that cannot be loaded or does not fit the settings.
     """
     device = prepare_device(compute)
-    obeyed = {name: part.model_dump(mode="json") for name, part in (("generator", settings), ("data", data), ("compute", compute))}
+    obeyed = {
+        name: part.model_dump(mode="json")
+        for name, part in (("generator", settings), ("data", data), ("compute", compute))
+    }
     provenance = Provenance.of("generator", STAGE_VERSION, obeyed, seed, {"base": base, "split": split})
     working = working_folder(output, provenance)
 
@@ -140,15 +143,7 @@ class GeneratorTrainer:
 
     def update(self, step: int) -> dict[str, Tensor]:
         """One optimizer update; gives its losses."""
-        accumulation = self.settings.gradient_accumulation
-        total: dict[str, Tensor] = {}
-        for part in range(accumulation):
-            losses = self.losses(step * accumulation + part)
-            (losses["loss"] / accumulation).backward()
-            total = {name: total.get(name, 0) + value.detach() / accumulation for name, value in losses.items()}
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return total
+        return accumulated_update(self.losses, step, self.settings.gradient_accumulation, self.optimizer)
 
     def losses(self, draw: int) -> dict[str, Tensor]:
         """The losses of one batch: L_df = L_DA + MSE on the abnormal images, L_ob = MSE on the normals."""
@@ -157,7 +152,9 @@ class GeneratorTrainer:
         latents = batch.latents.to(self.device)
         random = torch_rng(self.seed, "noise", draw)
         noise = torch.randn(latents.shape, generator=random).to(self.device)
-        timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), generator=random).to(self.device)
+        timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), generator=random).to(
+            self.device
+        )
         noisy = scheduler.add_noise(latents, noise, timesteps)
         input_ids = torch.stack([self.input_ids[prompt] for prompt in batch.prompts]).to(self.device)
         with autocast(self.compute):

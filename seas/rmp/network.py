@@ -132,9 +132,15 @@ class RefinedMaskPrediction(nn.Module):
             nn.Conv2d(channels, width, 1) for channels, width in zip(unet_channels, widths, strict=True)
         )
         self.transformer = Transformer2DModel(
-            HEADS, settings.channels // HEADS, settings.channels, num_layers=TRANSFORMER_BLOCKS, norm_num_groups=NORM_GROUPS
+            HEADS,
+            settings.channels // HEADS,
+            settings.channels,
+            num_layers=TRANSFORMER_BLOCKS,
+            norm_num_groups=NORM_GROUPS,
         )
-        self.mrms = nn.ModuleList(MaskRefinementModule(settings.channels, channels, settings) for channels in vae_channels)
+        self.mrms = nn.ModuleList(
+            MaskRefinementModule(settings.channels, channels, settings) for channels in vae_channels
+        )
         self.head = MaskHead(settings.channels)
 
     @classmethod

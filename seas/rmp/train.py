@@ -20,7 +20,7 @@ from seas.rmp.network import MaskLogits, RefinedMaskPrediction
 from seas.rmp.settings import STAGE_VERSION, RmpSettings
 from seas.seeding import seed_of, torch_rng
 from seas.settings import ComputeSettings
-from seas.training import autocast, prepare_device, train
+from seas.training import accumulated_update, autocast, prepare_device, train
 
 WEIGHTS = "rmp.safetensors"
 CONFIG = "config.json"
@@ -112,15 +112,7 @@ class RmpTrainer:
 
     def update(self, step: int) -> dict[str, Tensor]:
         """One optimizer update; gives its losses."""
-        accumulation = self.settings.gradient_accumulation
-        total: dict[str, Tensor] = {}
-        for part in range(accumulation):
-            losses = self.losses(step * accumulation + part)
-            (losses["loss"] / accumulation).backward()
-            total = {name: total.get(name, 0) + value.detach() / accumulation for name, value in losses.items()}
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return total
+        return accumulated_update(self.losses, step, self.settings.gradient_accumulation, self.optimizer)
 
     def losses(self, draw: int) -> dict[str, Tensor]:
         """The terms of Eq. 7 on one batch."""

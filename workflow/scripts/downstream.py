@@ -9,7 +9,9 @@ with job(snakemake.log[0]):
     from seas.settings import ComputeSettings
 
     settings, products = snakemake.params.settings, snakemake.params.products
-    trees = {product: [Path(tree) for tree in snakemake.input.trees if Path(tree).name == product] for product in products}
+    trees = {
+        product: [Path(tree) for tree in snakemake.input.trees if Path(tree).name == product] for product in products
+    }
     train_segmenter(
         snakemake.wildcards.model,
         snakemake.wildcards.trained_on,
