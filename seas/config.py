@@ -207,13 +207,17 @@ def read_dataset(name: str) -> DatasetFile:
     return dataset
 
 
-@functools.cache
 def read_experiment(name: str) -> ExperimentFile:
     """An experiment's file by name.
 
     Raises InputError when there is none or its content is wrong.
     """
     path = _named_file(EXPERIMENTS, name, "experiment")
+    return _experiment_of(path, path.absolute(), path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _experiment_of(path: Path, absolute: Path, changed: int) -> ExperimentFile:
     return validated(ExperimentFile, read_yaml(path), str(path))
 
 
@@ -328,6 +332,8 @@ class Workflow:
     def parameters(self, settings: Settings, *sections: str, stage: str | None = None) -> dict[str, Any]:
         """The named sections as plain values, as a rule's params; with ``stage``, how that stage computes, too."""
         content = {name: getattr(settings, name).model_dump(mode="json") for name in sections}
+        if "downstream" in content:
+            content["downstream"] = settings.downstream.of_an_arm()
         if stage:
             content["compute"] = settings.compute.of(stage).model_dump(mode="json")
         return content

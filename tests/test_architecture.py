@@ -1,6 +1,7 @@
 """The rules of the house: who may import whom, what is generated, what the demo may change."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,11 +93,11 @@ def test_the_front_door_is_small_and_silent():
     lines = (REPOSITORY / "Snakefile").read_text().splitlines()
     assert len(lines) < 60
     for path in [REPOSITORY / "Snakefile", *(REPOSITORY / "workflow/rules").glob("*.smk")]:
-        assert "print(" not in path.read_text(), path
+        assert not re.search(r"\bprint\(", path.read_text()), path
 
 
 def test_planning_loads_no_network_library():
-    code = "import sys, seas.config; sys.exit(' '.join(m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules))"
+    code = "import sys, seas.config; sys.exit(' '.join(m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules) or 0)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 

@@ -10,15 +10,15 @@ from PIL import Image
 
 from seas.artifacts import read_table
 from seas.downstream import train as downstream_train
-from seas.downstream.bisenet_v2 import BiSeNetV2
+from seas.downstream.bisenet_v2 import BiSeNetV2, GatherAndExpansion
 from seas.downstream.model import anomaly_maps, load_model, normalised
 from seas.downstream.predict import predict_images
-from seas.downstream.samples import SegmentationBatches, training_samples
+from seas.downstream.samples import Sample, SegmentationBatches, training_samples
 from seas.downstream.settings import DownstreamSettings
 from seas.downstream.train import IGNORED, SegmenterTrainer, rate, train_segmenter
 from seas.errors import InputError
 from seas.generation.crop_and_paste import crop_and_paste_product
-from seas.images import read_image, write_image
+from seas.images import read_image, write_image, write_mask
 from seas.settings import ComputeSettings
 
 CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
@@ -79,13 +79,26 @@ class TestNetwork:
             assert [part.shape for part in network.training_logits(images)] == [logits.shape] * 5
 
     def test_both_branches_reach_the_output(self):
-        network = BiSeNetV2().eval()
-        images = torch.rand(1, 3, 64, 64)
-        before = network(images)
-        for branch in (network.detail[-1], network.context):
-            hook = branch.register_forward_hook(lambda module, inputs, output: output * 0)
-            assert not torch.allclose(network(images), before)
-            hook.remove()
+        # Training mode: with the running statistics of the start the context moves the logits by no more than rounding.
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            network = BiSeNetV2().train()
+            images = torch.rand(2, 3, 64, 64)
+            before = network(images)
+            joined = network.aggregation
+            sides = (joined.detail_keep, joined.detail_down, joined.semantic_up, joined.semantic_keep)
+            for branch in (network.detail[-1], network.context, *sides):
+                hook = branch.register_forward_hook(lambda module, inputs, output: output * 0)
+                assert (network(images) - before).abs().max() > 0.1 * before.abs().max()
+                hook.remove()
+
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_the_shortcut_carries_what_the_branch_does_not(self, stride):
+        block = GatherAndExpansion(4, 4, stride).eval()
+        torch.nn.init.zeros_(block.branch[-1][1].weight)
+        feature = torch.rand(1, 4, 8, 8)
+        with torch.no_grad():
+            assert torch.equal(block(feature), torch.relu(block.shortcut(feature)))
 
 
 class TestArms:
@@ -139,6 +152,18 @@ class TestBatches:
         seen = [batches.batch(step).images[k] for step in range(3) for k in (0, 1)]
         assert len({np.sort(image.ravel()).tobytes() for image in seen}) == 6
 
+    def test_the_jitter_moves_a_flat_image_by_its_brightness_alone(self, tmp_path):
+        write_image(np.full((32, 32, 3), 100, np.uint8), tmp_path / "flat.png")
+        pools = [Sample(tmp_path, "flat.png", "")], [Sample(tmp_path, "flat.png", "")]
+        values = {}
+        for jitter in (0.0, 0.1):
+            batches = SegmentationBatches(*pools, size=32, fit="auto", batch_size=2, jitter=jitter, seed=0)
+            images = np.concatenate([batches.batch(step).images for step in range(20)])
+            assert (images == images[:, :1, :1, :1]).all()
+            values[jitter] = images[:, 0, 0, 0]
+        assert set(values[0.0]) == {100}
+        assert values[0.1].min() in range(90, 96) and values[0.1].max() in range(105, 111)
+
     def test_a_full_cache_changes_nothing(self, miniature):
         plain = self.batches(miniature).batch(1)
         without = self.batches(miniature)
@@ -182,6 +207,32 @@ class TestTraining:
         assert len(list((trained / "examples").glob("washer_*.png"))) == 6
         assert len(read_table(trained / "losses.parquet")) == 2
 
+    def test_the_test_images_are_scored_and_no_others(self, miniature, pairs, tmp_path, monkeypatch):
+        scored, original = [], downstream_train.fitted_samples
+
+        def recorded(rows, *arguments):
+            scored.extend(rows.image)
+            return original(rows, *arguments)
+
+        monkeypatch.setattr(downstream_train, "fitted_samples", recorded)
+        run(miniature, "real", [], tmp_path / "model", SMALL.model_copy(update={"updates": 1}))
+        split = read_table(miniature.split)
+        assert sorted(scored) == sorted(split[split.role == "test"].image)
+
+    def test_the_thresholds_are_those_of_the_training_images(self, miniature, tmp_path, monkeypatch):
+        """Maps are the brightness: abnormal images peak at 250, their pixels reach down to 150, normals up to 120."""
+        samples = []
+        for name, levels in (("abnormal", (150, 250)), ("normal", (60, 120))):
+            image, mask = np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), bool)
+            image[4:12, 4:12], image[6:8, 6:8] = levels
+            mask[4:12, 4:12] = name == "abnormal"
+            write_image(image, tmp_path / f"{name}.png")
+            write_mask(mask, tmp_path / f"{name}_mask.png")
+            samples.append([Sample(tmp_path, f"{name}.png", f"{name}_mask.png")])
+        monkeypatch.setattr(downstream_train, "anomaly_maps", lambda network, images, compute: images[..., 0] / 255)
+        found = downstream_train._thresholds(None, *samples, SMALL, miniature.data, CPU, 0)
+        assert found == pytest.approx((250 / 255, 150 / 255))
+
     def test_the_mean_is_over_products(self):
         rows = [{"product": p, "level": "pixel", "metric": "ap", "value": v} for p, v in (("a", 10.0), ("b", 30.0))]
         assert downstream_train._means(rows) == [{"product": "", "level": "pixel", "metric": "ap", "value": 20.0}]
@@ -210,9 +261,6 @@ class TestTraining:
 
     def test_it_learns_what_is_easy(self, tmp_path):
         """White squares on grey: after a few updates their pixels score higher than all others."""
-        from seas.downstream.samples import Sample
-        from seas.images import write_mask
-
         draws = np.random.default_rng(0)
         abnormal, normal = [], []
         for k in range(8):
@@ -264,6 +312,24 @@ class TestPredict:
         y, x = np.argwhere(found > 128).mean(0)
         assert (y, x) == pytest.approx((47.5, 103.5), abs=2)
 
+    def test_a_small_photograph_is_scored_at_the_models_size(self, trained, monkeypatch, tmp_path):
+        """One hot pixel of the model's map decides, however few pixels the photograph has; padding never does."""
+        from seas.downstream import predict
+
+        def one_pixel(network, images, compute):
+            maps = np.zeros(images.shape[:3], np.float32)
+            maps[:, 16, 16], maps[:, 0] = 0.75, 1.0
+            return maps
+
+        _, description = load_model(trained, torch.device("cpu"))
+        network_and_thresholds = (None, description._replace(image_threshold=0.5, pixel_threshold=0.5))
+        monkeypatch.setattr(predict, "load_model", lambda folder, device: network_and_thresholds)
+        monkeypatch.setattr(predict, "anomaly_maps", one_pixel)
+        write_image(np.zeros((8, 16, 3), np.uint8), tmp_path / "small.png")
+        predict_images(trained, [tmp_path / "small.png"], tmp_path / "out", CPU)
+        row = pd.read_csv(tmp_path / "out/predictions.csv").iloc[0]
+        assert (row.score, row.threshold, row.decision) == (0.75, 0.5, "anomalous")
+
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [
@@ -278,6 +344,19 @@ class TestPredict:
         with pytest.raises(InputError, match=message):
             predict_images(trained, [tmp_path / "fine.png", tmp_path / name], tmp_path / "out", CPU)
         assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+    def test_an_existing_output_is_left_alone(self, trained, tmp_path):
+        write_image(np.zeros((32, 32, 3), np.uint8), tmp_path / "fine.png")
+        (tmp_path / "out").mkdir()
+        with pytest.raises(InputError, match="out exists already"):
+            predict_images(trained, [tmp_path / "fine.png"], tmp_path / "out", CPU)
+        assert not list((tmp_path / "out").iterdir())
+
+    def test_two_photographs_of_one_name_are_named(self, trained, tmp_path):
+        for suffix in ("png", "bmp"):
+            Image.new("RGB", (32, 32)).save(tmp_path / f"part.{suffix}")
+        with pytest.raises(InputError, match=r"part\.bmp and .*part\.png would both be written as"):
+            predict_images(trained, [tmp_path / "part.bmp", tmp_path / "part.png"], tmp_path / "out", CPU)
 
     def test_an_empty_folder(self, trained, tmp_path):
         (tmp_path / "empty").mkdir()

@@ -35,6 +35,13 @@ class TestByHand:
         assert self.found.scores["pixel", "iou"] == pytest.approx(50)
         assert self.found.scores["pixel", "iou_oracle"] == pytest.approx(75)
 
+    def test_what_is_found_beside_the_mask_lowers_the_iou(self):
+        # .9+ .8- .7+ .1-: F1 is 2/3 at .9 and 4/5 at .7, where three pixels are found for a mask of two
+        maps, masks = np.array([[[0.9, 0.8], [0.7, 0.1]]]), np.array([[[1, 0], [1, 0]]], bool)
+        found = detection_scores(maps, masks, np.ones_like(masks))
+        assert found.threshold == 0.7
+        assert found.scores["pixel", "iou"] == pytest.approx(100 * 2 / 3)
+
     def test_padding_counts_nowhere(self):
         valid = VALID.copy()
         valid[:, 1] = False

@@ -133,6 +133,7 @@ class TestRuns:
         [
             ({"metrics": {"kid_subset_size": 3}}, {"metrics": 1, "report": 1}),
             ({"downstream": {"updates": 3}}, {"downstream": 3, "report": 1}),
+            ({"downstream": {"trained_on": ["real", "real+generated"]}}, {"downstream": 1, "report": 1}),
             ({"generation": {"steps": 3}}, {"generation": 1, "metrics": 1, "downstream": 1, "report": 1}),
             (
                 {"generator": {"da_weight": 0.5}},

@@ -12,6 +12,7 @@ from seas.artifacts import writing_file
 from seas.downstream.model import anomaly_maps, load_model
 from seas.errors import InputError
 from seas.images import fit, outlined, placement, read_image, write_image
+from seas.scores import image_maxima
 from seas.settings import ComputeSettings
 from seas.training import prepare_device, progress
 
@@ -21,8 +22,9 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 def predict_images(model_folder: Path, images: Sequence[Path], output: Path, compute: ComputeSettings) -> None:
     """Score photographs, or all photographs of folders, and write them to ``output``.
 
-    predictions.csv: image, score (the map's maximum in [0, 1]), threshold, decision ("anomalous" or "good") and
-    anomaly_pixels. score_maps/: 8-bit PNG at the photograph's size. overlays/: the photograph with what is found outlined.
+    predictions.csv: image, score in [0, 1] (the map's maximum at the model's size, as the threshold was chosen),
+    threshold, decision ("anomalous" or "good") and anomaly_pixels of the photograph.
+    score_maps/: 8-bit PNG at the photograph's size. overlays/: the photograph with what is found outlined.
 
     Raises InputError for an existing output, a folder without photographs, a broken photograph, or a folder that is no
     model; then nothing is written.
@@ -38,9 +40,8 @@ def predict_images(model_folder: Path, images: Sequence[Path], output: Path, com
     try:
         for name, path in progress(list(found.items()), "predict"):
             image = read_image(path)
-            scores = _map_of(network, image, description, compute)
+            score, scores = _scored(network, image, description, compute)
             anomalous = scores >= description.pixel_threshold
-            score = float(scores.max())
             decision = "anomalous" if score >= description.image_threshold else "good"
             values = [str(path), score, description.image_threshold, decision, int(anomalous.sum())]
             rows.append(dict(zip(("image", "score", "threshold", "decision", "anomaly_pixels"), values, strict=True)))
@@ -68,9 +69,12 @@ def _photographs(images: Sequence[Path]) -> dict[str, Path]:
             raise InputError(f"the photograph {given} does not exist")
     paths = list(dict.fromkeys(paths))
     stems = [path.stem for path in paths]
-    names = {path.stem if stems.count(path.stem) == 1 else _long_name(path): path for path in paths}
-    if len(names) < len(paths):
-        raise InputError("two of the photographs differ in their suffix alone; give one of them")
+    names: dict[str, Path] = {}
+    for path in paths:
+        name = path.stem if stems.count(path.stem) == 1 else _long_name(path)
+        if name in names:
+            raise InputError(f"{names[name]} and {path} would both be written as {name}.png; give one of them")
+        names[name] = path
     return names
 
 
@@ -78,8 +82,8 @@ def _long_name(path: Path) -> str:
     return "_".join(part for part in path.with_suffix("").parts if part not in ("/", "..", "."))
 
 
-def _map_of(network, image: np.ndarray, description, compute: ComputeSettings) -> np.ndarray:
-    """The anomaly's probabilities at the photograph's own size, float (H, W); 0 where fitting cut it off."""
+def _scored(network, image: np.ndarray, description, compute: ComputeSettings) -> tuple[float, np.ndarray]:
+    """The photograph's score, and the anomaly's probabilities at its own size, float (H, W); 0 where fitting cut it off."""
     height, width = image.shape[:2]
     size = description.image_size
     fitted = fit(image, np.zeros((height, width), bool), size, description.fit)
@@ -90,4 +94,5 @@ def _map_of(network, image: np.ndarray, description, compute: ComputeSettings) -
     columns = slice(max(0, -place.left), max(0, -place.left) + min(size, place.width))
     resized[rows, columns] = scores[fitted.valid].reshape(min(size, place.height), min(size, place.width))
     large = Image.fromarray(resized).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(large).clip(0, 1)
+    score = float(image_maxima(scores[None], fitted.valid[None])[0])
+    return score, np.asarray(large).clip(0, 1)

@@ -1,6 +1,6 @@
 """Settings of the downstream models: what is trained, on what, and how long."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import field_validator
 
@@ -50,6 +50,10 @@ class DownstreamSettings(StationSettings):
         0.1, "largest change of brightness and contrast in training, as a share", source="ours", ge=0, lt=1
     )
     checkpoint_every: int = setting(500, "updates between two checkpoints", unit="updates", source="ours", ge=1)
+
+    def of_an_arm(self) -> dict[str, Any]:
+        """What one arm obeys, as plain values: not which other arms there are."""
+        return self.model_dump(mode="json", exclude={"models", "trained_on", "scope"})
 
     @field_validator("models", "trained_on")
     @classmethod

@@ -56,7 +56,8 @@ def train_segmenter(
     """
     device = prepare_device(compute)
     parts = (("downstream", settings), ("data", data), ("compute", compute))
-    obeyed = {name: part.model_dump(mode="json") for name, part in parts} | {"model": model, "trained_on": trained_on}
+    obeyed = {name: part.model_dump(mode="json") for name, part in parts}
+    obeyed["downstream"] = settings.of_an_arm() | {"model": model, "trained_on": trained_on}
     inputs = {f"split {product}": path for product, path in splits.items()}
     inputs |= {f"{tree.parent.name} {product}": tree for product, folders in trees.items() for tree in folders}
     provenance = Provenance.of("downstream", STAGE_VERSION, obeyed, seed, inputs)

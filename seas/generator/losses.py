@@ -10,6 +10,7 @@ from seas.generator.attention import token_maps
 from seas.images import shrink_mask
 
 SMALLEST_RANGE = 1e-6
+SMALLEST_SHARE = 1e-8
 
 
 def valid_cells(valid: Tensor, size: tuple[int, int]) -> Tensor:
@@ -31,18 +32,25 @@ def min_max(maps: Tensor, valid: Tensor) -> Tensor:
     return (maps - low) / (high - low).clamp(min=SMALLEST_RANGE)
 
 
+def _shares(maps: Tensor, counts: Tensor) -> Tensor:
+    """Each map (B, h, w) divided by its sum over the cells that count, 0 elsewhere."""
+    inside = maps * counts
+    return inside / inside.sum((1, 2), keepdim=True).clamp(min=SMALLEST_SHARE)
+
+
 class DecoupledAnomalyAlignmentLoss:
     """L_DA of Eq. 3: the anomaly tokens attend to the mask, the normal token stays out of it.
 
     First term: ‖(1/N) Σ_n A_df^{n,l} − M^l‖². Second: ‖A_ob^l ⊙ M^l‖². Both are means over cells,
     summed over the layers l. M^l is the mask under max pooling, so that no anomaly vanishes.
     The second term with ``masked_mean`` averages over the mask's cells (0 for an empty mask), with
-    ``elementwise`` over all cells; ``none`` leaves it out.
+    ``elementwise`` over all cells; ``none`` leaves it out. The normalisation ``share`` (ours) replaces both
+    distances by ones between shares of the attention, see ``_of_shares``.
     """
 
     def __init__(
         self,
-        normalisation: Literal["none", "min_max"] = "min_max",
+        normalisation: Literal["none", "min_max", "share"] = "share",
         second_term: Literal["masked_mean", "elementwise", "none"] = "masked_mean",
     ) -> None:
         self.normalisation = normalisation
@@ -67,16 +75,31 @@ class DecoupledAnomalyAlignmentLoss:
             size = layer_maps.shape[1:3]
             counts = valid_cells(valid, size)[:, 0]
             target = shrink_mask(mask, size)[:, 0]
-            anomaly = self._normalised(token_maps(layer_maps, anomaly_positions).mean(dim=1), counts)
-            first = first + (((anomaly - target) ** 2) * counts).sum() / counts.sum().clamp(min=1)
-            if self.second_term != "none":
-                normal = self._normalised(token_maps(layer_maps, normal_positions).mean(dim=1), counts)
-                inside = target * counts
-                if self.second_term == "masked_mean":
-                    second = second + (normal**2 * inside).sum() / inside.sum().clamp(min=SMALLEST_RANGE)
-                else:
-                    second = second + ((normal * inside) ** 2).sum() / counts.sum().clamp(min=1)
-        return first, second
+            anomaly = token_maps(layer_maps, anomaly_positions).mean(dim=1)
+            normal = token_maps(layer_maps, normal_positions).mean(dim=1)
+            terms = self._of_shares if self.normalisation == "share" else self._of_values
+            layer_first, layer_second = terms(anomaly, normal, target * counts, counts)
+            first, second = first + layer_first, second + layer_second
+        return first, second if self.second_term != "none" else torch.zeros_like(second)
 
-    def _normalised(self, maps: Tensor, counts: Tensor) -> Tensor:
-        return min_max(maps, counts) if self.normalisation == "min_max" else maps
+    def _of_values(self, anomaly: Tensor, normal: Tensor, target: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Eq. 3 on the maps as they are, or scaled to [0, 1]; all of (B, h, w)."""
+        if self.normalisation == "min_max":
+            anomaly, normal = min_max(anomaly, counts), min_max(normal, counts)
+        first = ((anomaly - target) ** 2 * counts).sum() / counts.sum().clamp(min=1)
+        if self.second_term == "elementwise":
+            return first, ((normal * target) ** 2).sum() / counts.sum().clamp(min=1)
+        return first, (normal**2 * target).sum() / target.sum().clamp(min=SMALLEST_RANGE)
+
+    def _of_shares(self, anomaly: Tensor, normal: Tensor, target: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention as shares q of a map's sum, the mask as shares p of its own; all of (B, h, w).
+
+        First term: Σ p log(p / q), so that neither a small mask nor one hot cell makes it small. Second: the
+        share of the normal token inside the mask. Both are means over the images that have a mask.
+        """
+        area = target.sum((1, 2))
+        images = (area > 0).sum().clamp(min=1)
+        wanted = target / area.clamp(min=SMALLEST_RANGE)[:, None, None]
+        share, normal_share = _shares(anomaly, counts), _shares(normal, counts)
+        divergence = torch.xlogy(wanted, wanted) - wanted * share.clamp(min=SMALLEST_SHARE).log()
+        return divergence.sum() / images, (normal_share * target).sum() / images

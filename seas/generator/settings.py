@@ -45,8 +45,11 @@ class GeneratorSettings(StationSettings):
     map_softmax: Literal["tokens", "pixels"] = setting(
         "tokens", "direction of the softmax of the maps in the DA loss", source="Eq. 2; released code: pixels"
     )
-    map_normalisation: Literal["none", "min_max"] = setting(
-        "min_max", "scaling of each image's map before it meets the mask", source="ours; Eq. 3 to the letter: none"
+    map_normalisation: Literal["none", "min_max", "share"] = setting(
+        "share",
+        "scaling of each image's map before it meets the mask; share (ours) compares shares of the attention, since a tiny mask "
+        "is nearly satisfied by one hot cell under min_max",
+        source="ours; Eq. 3 to the letter: none; released code: min_max over its batch",
     )
     second_term: Literal["masked_mean", "elementwise", "none"] = setting(
         "masked_mean", "second term of the DA loss: mean over the mask's cells, or over all cells", source="Eq. 3; ours"
