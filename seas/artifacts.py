@@ -30,6 +30,8 @@ from seas.errors import InputError
 
 MANIFEST = "manifest.json"
 RUN = "run.json"
+STARTED = time.time()
+"""When this process began its stage: a job of the workflow is one process."""
 RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "snakemake")
 
 
@@ -94,7 +96,6 @@ def writing_folder(path: Path, provenance: Provenance) -> Iterator[Path]:
     partial = _sibling(path, "partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    started = time.time()
     try:
         yield partial
         content = {
@@ -103,7 +104,7 @@ def writing_folder(path: Path, provenance: Provenance) -> Iterator[Path]:
             if file.is_file() and not file.name.startswith(".")
         }
         write_json(asdict(provenance) | {"content": content}, partial / MANIFEST)
-        write_json(_run_facts(started), partial / RUN)
+        write_json(_run_facts(), partial / RUN)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(partial, path)
     finally:
@@ -128,10 +129,10 @@ def working_folder(path: Path, provenance: Provenance) -> Path:
     return folder
 
 
-def _run_facts(started: float) -> dict[str, Any]:
+def _run_facts() -> dict[str, Any]:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     facts = {
-        "wall_seconds": round(time.time() - started, 2),
+        "wall_seconds": round(time.time() - STARTED, 2),
         "cpu_seconds": round(time.process_time(), 2),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

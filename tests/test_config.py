@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from seas.config import Config, Workflow, overlaid, read_experiment, validated
+from seas.config import Config, Workflow, overlaid, validated
 from seas.errors import InputError
 
 
@@ -28,9 +28,7 @@ def project(tmp_path, monkeypatch):
         path = tmp_path / "config" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(content))
-    read_experiment.cache_clear()
     yield tmp_path
-    read_experiment.cache_clear()
 
 
 def flow(**changes):

@@ -345,7 +345,7 @@ class TestTraining:
         trainer = GeneratorTrainer(pipeline, prompts, batches, SMALL, CPU, 0)
         losses = trainer.losses(0)
         parts = sum(losses[name] for name in ("da_first", "da_second", "df_mse", "ob_mse"))
-        assert float(losses["loss"]) == pytest.approx(float(parts), rel=1e-6)
+        assert float(losses["loss"].detach()) == pytest.approx(float(parts.detach()), rel=1e-6)
         without = GeneratorTrainer.losses
         trainer.settings = SMALL.model_copy(update={"da_weight": 0.0, "normal_weight": 0.0})
         assert float(without(trainer, 0)["loss"]) == pytest.approx(float(losses["df_mse"]), rel=1e-6)
