@@ -27,8 +27,7 @@ wildcard_constraints:
 
 rule all:
     input:
-        "results/report",
-        "results/metrics.json",
+        flow.results(),
 
 
 include: "workflow/rules/base.smk"

@@ -404,6 +404,17 @@ class Workflow:
         file = self.datasets[dataset]
         return self._readers()[file.layout].fingerprint(file.root, product)
 
+    def results(self) -> list[str]:
+        """Everything that a whole run leaves. Each stage is named: a lost intermediate result is made again."""
+        found = {"results/report", "results/metrics.json"}
+        for dataset, experiment, seed in self.runs():
+            run = self.reported_run(dataset, experiment, seed)
+            found.add(self.base(dataset, experiment))
+            found |= {f"results/{dataset}/data/{product}.parquet" for product in self.products(dataset)}
+            found |= {path for stages in run["products"].values() for path in stages.values()}
+            found |= {arm["folder"] for arm in run["downstream"]}
+        return sorted(found)
+
     def reported_run(self, dataset: str, experiment: str, seed: int) -> dict[str, Any]:
         """One run as the report reads it: what it is, and where its stages' results lie."""
         settings = self.settings(dataset, experiment)

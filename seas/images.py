@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 from scipy.ndimage import binary_dilation
 from torch import Tensor
 
@@ -36,6 +36,8 @@ def _opened(path: Path) -> Image.Image:
         return image
     except FileNotFoundError:
         raise InputError(f"the image {path} does not exist") from None
+    except UnidentifiedImageError:
+        raise InputError(f"the image {path} cannot be read: it is no picture") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as fault:
         raise InputError(f"the image {path} cannot be read: {fault}") from None
 
