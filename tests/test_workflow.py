@@ -181,7 +181,9 @@ class TestFaults:
         mask.write_bytes(b"damaged, and longer than before")
         text = snakemake(finished, check=False)
         mask.write_bytes(before)
-        assert "seas: the image data/mine/washer/ground_truth/rust/001_mask.png cannot be read: it is no picture" in text
+        assert (
+            "seas: the image data/mine/washer/ground_truth/rust/001_mask.png cannot be read: it is no picture" in text
+        )
         assert "Traceback" not in text
         assert (finished / "results/mine/seas/seed0/generator/washer/manifest.json").exists()
         # The failed job's table is missing now, though the report is there.

@@ -4,14 +4,14 @@ from seas.base import settings as base_settings
 rule base_model:
     output:
         directory("results/base/{base}"),
-    params:
-        settings=lambda wc: flow.parameters(flow.base_named(wc.base), "base", stage="base"),
-        stage_version=base_settings.STAGE_VERSION,
     log:
         "results/logs/base/{base}.log",
     threads: lambda wc: flow.base_named(wc.base).compute.threads["base"]
     resources:
         gpu=lambda wc: int(flow.base_named(wc.base).compute.device == "cuda"),
+    params:
+        settings=lambda wc: flow.parameters(flow.base_named(wc.base), "base", stage="base"),
+        stage_version=base_settings.STAGE_VERSION,
     script:
         "../scripts/base.py"
 

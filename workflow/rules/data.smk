@@ -4,13 +4,13 @@ from seas.data import settings as data_settings
 rule index:
     output:
         "results/{dataset}/data/{product}.parquet",
+    log:
+        "results/logs/{dataset}/index/{product}.log",
     params:
         root=lambda wc: str(flow.datasets[wc.dataset].root),
         layout=lambda wc: flow.datasets[wc.dataset].layout,
         fingerprint=lambda wc: flow.fingerprint(wc.dataset, wc.product),
         stage_version=data_settings.INDEX_STAGE_VERSION,
-    log:
-        "results/logs/{dataset}/index/{product}.log",
     script:
         "../scripts/index.py"
 
@@ -20,11 +20,11 @@ rule split:
         "results/{dataset}/data/{product}.parquet",
     output:
         "results/{dataset}/{experiment}/seed{seed}/split/{product}.parquet",
+    log:
+        "results/logs/{dataset}/{experiment}/seed{seed}/split/{product}.log",
     params:
         settings=lambda wc: flow.parameters(flow.settings(wc.dataset, wc.experiment), "data"),
         root=lambda wc: str(flow.datasets[wc.dataset].root),
         stage_version=data_settings.SPLIT_STAGE_VERSION,
-    log:
-        "results/logs/{dataset}/{experiment}/seed{seed}/split/{product}.log",
     script:
         "../scripts/split.py"

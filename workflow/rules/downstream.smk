@@ -22,6 +22,11 @@ rule downstream:
         trees=training_trees,
     output:
         directory("results/{dataset}/{experiment}/seed{seed}/downstream/{model}/{trained_on}/{scope}"),
+    log:
+        "results/logs/{dataset}/{experiment}/seed{seed}/downstream/{model}/{trained_on}/{scope}.log",
+    threads: lambda wc: flow.threads(wc.dataset, wc.experiment, "downstream")
+    resources:
+        gpu=lambda wc: flow.gpus(wc.dataset, wc.experiment),
     params:
         settings=lambda wc: flow.parameters(
             flow.settings(wc.dataset, wc.experiment), "downstream", "data", stage="downstream"
@@ -29,10 +34,5 @@ rule downstream:
         products=lambda wc: flow.products_of(wc.dataset, wc.scope),
         root=lambda wc: str(flow.datasets[wc.dataset].root),
         stage_version=downstream_settings.STAGE_VERSION,
-    log:
-        "results/logs/{dataset}/{experiment}/seed{seed}/downstream/{model}/{trained_on}/{scope}.log",
-    threads: lambda wc: flow.threads(wc.dataset, wc.experiment, "downstream")
-    resources:
-        gpu=lambda wc: flow.gpus(wc.dataset, wc.experiment),
     script:
         "../scripts/downstream.py"

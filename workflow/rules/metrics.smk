@@ -7,16 +7,16 @@ rule metrics:
         split=lambda wc: flow.split(**wc),
     output:
         "results/{dataset}/{experiment}/seed{seed}/metrics/{product}.parquet",
+    log:
+        "results/logs/{dataset}/{experiment}/seed{seed}/metrics/{product}.log",
+    threads: lambda wc: flow.threads(wc.dataset, wc.experiment, "metrics")
+    resources:
+        gpu=lambda wc: flow.gpus(wc.dataset, wc.experiment),
     params:
         settings=lambda wc: flow.parameters(
             flow.settings(wc.dataset, wc.experiment), "metrics", "data", stage="metrics"
         ),
         root=lambda wc: str(flow.datasets[wc.dataset].root),
         stage_version=metrics_settings.STAGE_VERSION,
-    log:
-        "results/logs/{dataset}/{experiment}/seed{seed}/metrics/{product}.log",
-    threads: lambda wc: flow.threads(wc.dataset, wc.experiment, "metrics")
-    resources:
-        gpu=lambda wc: flow.gpus(wc.dataset, wc.experiment),
     script:
         "../scripts/metrics.py"

@@ -21,11 +21,11 @@ rule report:
     output:
         report=directory("results/report"),
         metrics="results/metrics.json",
+    log:
+        "results/logs/report.log",
     params:
         settings=flow.parameters(flow.config, "report"),
         runs=reported_runs,
         stage_version=report_settings.STAGE_VERSION,
-    log:
-        "results/logs/report.log",
     script:
         "../scripts/report.py"

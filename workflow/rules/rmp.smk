@@ -7,16 +7,14 @@ rule rmp:
         split=lambda wc: flow.split(**wc),
     output:
         directory("results/{dataset}/{experiment}/seed{seed}/rmp/{product}"),
-    params:
-        settings=lambda wc: flow.parameters(
-            flow.settings(wc.dataset, wc.experiment), "rmp", "data", stage="rmp"
-        ),
-        root=lambda wc: str(flow.datasets[wc.dataset].root),
-        stage_version=rmp_settings.STAGE_VERSION,
     log:
         "results/logs/{dataset}/{experiment}/seed{seed}/rmp/{product}.log",
     threads: lambda wc: flow.threads(wc.dataset, wc.experiment, "rmp")
     resources:
         gpu=lambda wc: flow.gpus(wc.dataset, wc.experiment),
+    params:
+        settings=lambda wc: flow.parameters(flow.settings(wc.dataset, wc.experiment), "rmp", "data", stage="rmp"),
+        root=lambda wc: str(flow.datasets[wc.dataset].root),
+        stage_version=rmp_settings.STAGE_VERSION,
     script:
         "../scripts/rmp.py"

@@ -1,0 +1,54 @@
+"""The command line: each command on real input, and its faults."""
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from seas.cli import app
+
+RUN = CliRunner()
+
+
+def test_help_names_every_command():
+    text = RUN.invoke(app, ["--help"]).output
+    assert all(command in text for command in ("check", "generate", "predict", "miniature", "settings"))
+
+
+def test_miniature_and_check(tmp_path, monkeypatch):
+    from seas.data import miniature
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config/datasets").mkdir(parents=True)
+    (tmp_path / "config/experiments").mkdir()
+    monkeypatch.setattr(miniature, "write_miniature", _small(miniature.write_miniature))
+    assert RUN.invoke(app, ["miniature", "data/mine"]).exit_code == 0
+    RUN.invoke(app, ["settings"])
+    (tmp_path / "config/datasets/mine.yaml").write_text("root: data/mine\n")
+    (tmp_path / "config/experiments/seas.yaml").write_text("description: x\n")
+    (tmp_path / "small.yaml").write_text("base: {pretrained: null}\ndata: {image_size: 32}\n")
+    result = RUN.invoke(app, ["check", "mine", "--config", "small.yaml", "--out", "sheets"])
+    assert result.exit_code == 0, result.output
+    assert "washer: 32 images" in result.output and "Contact sheets: sheets" in result.output
+    assert {path.name for path in (tmp_path / "sheets").iterdir()} == {"fabric.png", "washer.png"}
+
+
+def _small(write):
+    return lambda root, seed: write(root, seed=seed, size=48, normals=10, test_normals=4, abnormal=6)
+
+
+def test_generate(generator, rmp, tmp_path):
+    arguments = ["--type", "good", "-n", "1", "--out", str(tmp_path / "out")]
+    result = RUN.invoke(app, ["generate", str(generator), *arguments])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out/train/good/0000.png").exists()
+    assert len(pd.read_parquet(tmp_path / "out/images.parquet")) == 1
+    again = RUN.invoke(app, ["generate", str(generator), *arguments])
+    assert again.exit_code == 1 and "exists already" in again.output
+
+
+@pytest.mark.parametrize("arguments", [["check", "nothing"], ["predict", "nowhere", "x.png", "--out", "out"]])
+def test_faults_end_with_one(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = RUN.invoke(app, arguments)
+    assert result.exit_code == 1
+    assert result.output.startswith("seas: ") and "Traceback" not in result.output
