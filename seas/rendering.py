@@ -142,6 +142,31 @@ def wooden(rng: np.random.Generator, plane: Plane, angle: float) -> np.ndarray:
     return np.sin(2 * np.pi * wave) * 0.7 + 0.3 * np.sin(6.3 * 2.7 * wave)
 
 
+def threaded(rng: np.random.Generator, plane: Plane, angle: float, turns: float) -> np.ndarray:
+    """A screw's thread seen from the side: ``turns`` bright crests and dark grooves a side."""
+    seen = plane.turned((0.5, 0.5), angle)
+    share = (seen.x * turns + 0.25 * seen.y + rng.random()) % 1
+    return np.where(share < 0.6, np.cos(np.pi * share / 0.6), 2.5 * share - 2.5) + 0.3 * smooth_noise(rng, plane.size, 4)
+
+
+def glossy(rng: np.random.Generator, plane: Plane) -> np.ndarray:
+    """A smooth surface with the soft reflection of a lamp."""
+    seen = plane.turned(tuple(rng.uniform(0.2, 0.8, 2)), rng.uniform(0, np.pi))
+    high, wide = rng.uniform(0.06, 0.3), rng.uniform(0.2, 0.8)
+    return 2.5 * np.exp(-((seen.y / high) ** 2) - (seen.x / wide) ** 2) + 0.2 * smooth_noise(rng, plane.size, 4)
+
+
+def printed(rng: np.random.Generator, plane: Plane) -> np.ndarray:
+    """Traces and pads of a printed board."""
+    field = np.zeros_like(plane.y)
+    for _ in range(int(rng.integers(3, 9))):
+        corner, end = rng.uniform(0, 1, 2), rng.uniform(0, 1, 2)
+        line = along(plane, np.array([corner, (corner[0], end[1]), end])) - rng.uniform(0.008, 0.02)
+        pad = disc(plane.turned(tuple(end), 0), rng.uniform(0.025, 0.06))
+        field = np.maximum(field, plane.inside(np.minimum(line, pad)))
+    return 2 * field - 0.3
+
+
 def lit(rng: np.random.Generator, plane: Plane, strength: float) -> np.ndarray:
     """A lamp's fall-off over the picture: a factor around 1."""
     angle = rng.uniform(0, 2 * np.pi)
@@ -323,3 +348,42 @@ def pulled_thread(
     round_light = np.cos(np.clip((seen.y + drift) / width * np.pi, -np.pi / 2, np.pi / 2)) - 0.45
     change = strength * plane.inside(distance) * round_light
     return Defect(picture * (1 + change[..., None]), distance < 0)
+
+
+def broken(
+    rng: np.random.Generator,
+    plane: Plane,
+    picture: np.ndarray,
+    place: tuple[float, float],
+    *,
+    radius: float,
+    strength: float,
+) -> Defect:
+    """A piece that broke away: an angular hole with a rough ground of another brightness and a bright edge."""
+    seen = plane.turned(place, rng.uniform(0, np.pi))
+    stretched = Plane(seen.y, seen.x * rng.uniform(0.5, 1))
+    distance = polygon(stretched, radius, int(rng.integers(4, 8))) + 0.35 * radius * smooth_noise(rng, plane.size, 7)
+    hole = plane.inside(distance)
+    ground = picture.mean() * (1 + strength) * (1 + 0.35 * cloud(rng, plane.size, 12))
+    edge = np.exp(-((distance * plane.size / 1.5) ** 2)) * rng.uniform(0, 0.25)
+    rough = blended(picture, np.repeat(ground[..., None], 3, 2), hole)
+    return Defect(np.maximum(rough + edge[..., None], 0.02), distance < 0)
+
+
+def worn(
+    rng: np.random.Generator,
+    plane: Plane,
+    picture: np.ndarray,
+    place: tuple[float, float],
+    *,
+    radius: float,
+    strength: float,
+) -> Defect:
+    """A wide region whose coating is worn: brighter or darker, its texture weaker, without a sharp edge."""
+    seen = plane.turned(place, rng.uniform(0, np.pi))
+    wide = radius * rng.uniform(0.8, 2.0)
+    distance = (np.hypot(seen.y / radius, seen.x / wide) - 1 + 0.4 * smooth_noise(rng, plane.size, 4)) * radius
+    cover = plane.inside(distance, softness=max(2.0, 0.4 * radius * plane.size))
+    smoothed = gaussian_filter(picture, (0.02 * plane.size, 0.02 * plane.size, 0))
+    change = smoothed * (1 + strength) + 0.02 * cloud(rng, plane.size, 10)[..., None]
+    return Defect(np.maximum(blended(picture, change, cover), 0.02), distance < 0)

@@ -131,11 +131,11 @@ class TestLinearCode:
         images = self.pictures(16)
         code = LinearCode(images, 4, 5)(images)
         patches = images.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(-1, 48).numpy()
-        expected = PCA(5, whiten=True, svd_solver="full").fit_transform(patches.astype(np.float64))
+        expected = PCA(5, svd_solver="full").fit_transform(patches.astype(np.float64))
         ours = code.movedim(1, -1).reshape(-1, 5).numpy()
         correlation = np.abs(np.corrcoef(ours.T, expected.T)[:5, 5:])
         assert np.allclose(np.diag(correlation), 1, atol=1e-4)
-        assert np.allclose(ours.std(0), 1, atol=1e-3)
+        assert np.allclose(ours.std(0), expected.std(0) ** 0.5, rtol=1e-3)
 
     def test_the_vae_starts_near_the_code(self):
         settings = BaseSettings(name="x", pretrained=None, image_size=32, vae_channels=(16, 32, 64))

@@ -21,7 +21,7 @@ from seas.training import autocast, prepare_device, progress, train
 WARM_UP = 0.05
 """Share of the updates in which the rate rises."""
 ENCODED_AT_ONCE = 64
-FITTED_TO = 128
+FITTED_TO = 256
 """Pictures that the linear code is fitted to."""
 
 
