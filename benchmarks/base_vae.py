@@ -138,7 +138,9 @@ def main() -> None:
     overall = means.groupby("way", sort=False)[["whole", "inside"]].mean().reset_index().assign(product="mean")
     print(pd.concat([means, overall]).round(2).to_string(index=False))
     kept_table = pd.DataFrame(kept)
-    shares = kept_table.pivot_table(index=["product", "type", "defects", "too faint"], columns="way", values="keep half (%)")
+    shares = kept_table.pivot_table(
+        index=["product", "type", "defects", "too faint"], columns="way", values="keep half (%)"
+    )
     print(shares[list(ways)].round(0).to_string())
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError, field_validator
 
+from seas.artifacts import sha256
 from seas.base.pretrained import check_base
 from seas.base.settings import BaseSettings
 from seas.data.settings import DataSettings
@@ -403,6 +404,12 @@ class Workflow:
         """A hash of the names and sizes of a product's files."""
         file = self.datasets[dataset]
         return self._readers()[file.layout].fingerprint(file.root, product)
+
+    def groups(self, dataset: str, experiment: str, product: str) -> str | None:
+        """A hash of the file of a product's groups; None where it has none."""
+        file = self.settings(dataset, experiment).data.groups
+        path = self.datasets[dataset].root / product / file if file else None
+        return sha256(path) if path and path.is_file() else None
 
     def results(self) -> list[str]:
         """Everything that a whole run leaves. Each stage is named: a lost intermediate result is made again."""

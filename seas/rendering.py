@@ -146,7 +146,9 @@ def threaded(rng: np.random.Generator, plane: Plane, angle: float, turns: float)
     """A screw's thread seen from the side: ``turns`` bright crests and dark grooves a side."""
     seen = plane.turned((0.5, 0.5), angle)
     share = (seen.x * turns + 0.25 * seen.y + rng.random()) % 1
-    return np.where(share < 0.6, np.cos(np.pi * share / 0.6), 2.5 * share - 2.5) + 0.3 * smooth_noise(rng, plane.size, 4)
+    return np.where(share < 0.6, np.cos(np.pi * share / 0.6), 2.5 * share - 2.5) + 0.3 * smooth_noise(
+        rng, plane.size, 4
+    )
 
 
 def glossy(rng: np.random.Generator, plane: Plane) -> np.ndarray:

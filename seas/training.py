@@ -79,16 +79,15 @@ def train(
     updates that end at step).
     """
     checkpoint = working / CHECKPOINT
-    first, records = _load_checkpoint(checkpoint, state)
+    first, records, since = _load_checkpoint(checkpoint, state)
     if first:
         print(f"{label}: continues at update {first} of {updates}", flush=True)
     writer = SummaryWriter(str(tensorboard), purge_step=first) if tensorboard else None
-    since: list[Mapping[str, Tensor]] = []
     for step in progress(range(first, updates), label, done=first):
-        since.append(update(step))
+        since.append({name: value.float() for name, value in update(step).items()})
         end = step + 1
         if end % record_every == 0 or end == updates:
-            means = {name: float(torch.stack([losses[name] for losses in since]).mean()) for name in since[0]}
+            means = {name: float(torch.stack([losses[name].cpu() for losses in since]).mean()) for name in since[0]}
             since = []
             if not all(torch.isfinite(torch.tensor(list(means.values())))):
                 raise InputError(f"{label}: the loss is not finite at update {end} ({means}); lower the learning rate")
@@ -96,8 +95,8 @@ def train(
             if writer:
                 for name, value in means.items():
                     writer.add_scalar(name, value, end)
-        if end % checkpoint_every == 0 and end % record_every == 0 and end < updates:
-            _save_checkpoint(checkpoint, state, end, records)
+        if end % checkpoint_every == 0 and end < updates:
+            _save_checkpoint(checkpoint, state, end, records, since)
     if writer:
         writer.close()
     return pd.DataFrame(records)
@@ -120,7 +119,13 @@ def accumulated_update(
     return total
 
 
-def _save_checkpoint(path: Path, state: Mapping[str, nn.Module | Optimizer], step: int, records: list[dict]) -> None:
+def _save_checkpoint(
+    path: Path,
+    state: Mapping[str, nn.Module | Optimizer],
+    step: int,
+    records: list[dict],
+    since: list[Mapping[str, Tensor]],
+) -> None:
     tensors: dict[str, Tensor] = {}
     groups = {}
     for name, part in state.items():
@@ -133,14 +138,19 @@ def _save_checkpoint(path: Path, state: Mapping[str, nn.Module | Optimizer], ste
                 (f"{index}.{key}", value) for index, slots in saved["state"].items() for key, value in slots.items()
             ]
         tensors |= {f"{name}/{key}": value.detach().cpu().contiguous().clone() for key, value in entries}
-    metadata = {"step": str(step), "records": json.dumps(records), "groups": json.dumps(groups)}
+    unrecorded = [{name: float(value) for name, value in losses.items()} for losses in since]
+    metadata = {"step": str(step), "groups": json.dumps(groups)}
+    metadata |= {"records": json.dumps(records), "since": json.dumps(unrecorded)}
     with writing_file(path) as partial:
         save_file(tensors, partial, metadata)
 
 
-def _load_checkpoint(path: Path, state: Mapping[str, nn.Module | Optimizer]) -> tuple[int, list[dict]]:
+def _load_checkpoint(
+    path: Path, state: Mapping[str, nn.Module | Optimizer]
+) -> tuple[int, list[dict], list[Mapping[str, Tensor]]]:
+    """The number of finished updates, the recorded losses, and those of the updates since the last record."""
     if not path.exists():
-        return 0, []
+        return 0, [], []
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
         groups, names = json.loads(metadata["groups"]), list(file.keys())
@@ -154,4 +164,5 @@ def _load_checkpoint(path: Path, state: Mapping[str, nn.Module | Optimizer]) -> 
                     index, slot = key.split(".", 1)
                     slots.setdefault(int(index), {})[slot] = value
                 part.load_state_dict({"state": slots, "param_groups": groups[name]})
-    return int(metadata["step"]), json.loads(metadata["records"])
+    since = [{name: torch.tensor(value) for name, value in losses.items()} for losses in json.loads(metadata["since"])]
+    return int(metadata["step"]), json.loads(metadata["records"]), since

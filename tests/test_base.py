@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
 
+from seas.base import corpus
 from seas.base import train as base_train
-from seas.base.corpus import corpus_image, vocabulary
+from seas.base.corpus import OUTLINE_SHARES, OUTLINES, corpus_image, vocabulary
 from seas.base.model import build_base, build_tokenizer, load_base
 from seas.base.pretrained import check_base
 from seas.base.settings import BaseSettings
@@ -18,6 +20,7 @@ from seas.base.train import rate, train_base
 from seas.base.vae import LinearCode, start_at_code, vae_losses
 from seas.errors import InputError
 from seas.images import to_tensor
+from seas.seeding import rng
 from seas.settings import ComputeSettings
 
 CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
@@ -66,6 +69,14 @@ class TestTokenizer:
 
 
 class TestCorpus:
+    def test_each_outline_has_a_share(self):
+        assert len(OUTLINE_SHARES) == len(OUTLINES) and sum(OUTLINE_SHARES) == pytest.approx(1)
+
+    def test_a_crop_is_a_part_of_a_photograph(self):
+        crop, distance, name = corpus._cropped(rng(3), 32)
+        assert crop.shape == (32, 32, 3) and 0 <= crop.min() < crop.max() <= 1
+        assert (distance < 0).all() and name in corpus.PHOTOGRAPHS.values()
+
     def test_a_picture_is_a_function_of_its_number(self):
         (first, caption), (again, _) = corpus_image(0, 5, 32), corpus_image(0, 5, 32)
         assert np.array_equal(first, again) and first.shape == (32, 32, 3) and first.dtype == np.uint8
@@ -74,8 +85,8 @@ class TestCorpus:
 
     def test_captions_name_objects_and_defects_by_both_words(self):
         captions = [corpus_image(0, index, 16)[1] for index in range(200)]
-        for word in ("object", "defect", "scratch", "ring"):
-            assert 5 < sum(word in caption for caption in captions) < 195
+        for word in ("object", "defect", "scratch", "ring", "photo"):
+            assert 3 < sum(word in caption for caption in captions) < 195
         assert 0.45 < np.mean([" with " in caption for caption in captions]) < 0.75
 
 
@@ -198,8 +209,10 @@ class TestTraining:
     def test_the_folder_is_a_pipeline(self, tmp_path):
         train_base(TINY, CPU, output=tmp_path / "base")
         pipeline = StableDiffusionPipeline.from_pretrained(
-            tmp_path / "base", safety_checker=None, local_files_only=True
+            tmp_path / "base", safety_checker=None, local_files_only=True, dtype=torch.float32
         )
+        with safe_open(tmp_path / "base/unet/diffusion_pytorch_model.safetensors", "pt") as weights:
+            assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"F16"}  # noqa: SIM118
         assert pipeline.scheduler.config.prediction_type == "v_prediction"
         images = to_tensor(np.stack([corpus_image(0, index, 32)[0] for index in range(8)]))
         with torch.no_grad():

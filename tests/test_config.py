@@ -151,3 +151,13 @@ def test_settings_cannot_be_changed_later():
     config = validated(Config, {"datasets": ["x"]}, "test")
     with pytest.raises(ValueError, match="frozen"):
         config.data.image_size = 3
+
+
+def test_the_groups_of_a_product_are_part_of_its_split(project):
+    whole = flow(data={"groups": "groups.csv"})
+    assert whole.groups("mine", "seas", "bolt") is None
+    (project / "photos/bolt/groups.csv").write_text("image,group\na.png,1\n")
+    before = whole.groups("mine", "seas", "bolt")
+    (project / "photos/bolt/groups.csv").write_text("image,group\na.png,2\n")
+    assert before != whole.groups("mine", "seas", "bolt") is not None
+    assert flow().groups("mine", "seas", "bolt") is None

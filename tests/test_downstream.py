@@ -18,7 +18,7 @@ from seas.downstream.settings import DownstreamSettings
 from seas.downstream.train import IGNORED, SegmenterTrainer, rate, train_segmenter
 from seas.errors import InputError
 from seas.generation.crop_and_paste import crop_and_paste_product
-from seas.images import read_image, write_image, write_mask
+from seas.images import load_fitted, read_image, write_image, write_mask
 from seas.settings import ComputeSettings
 
 CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
@@ -132,7 +132,14 @@ class TestArms:
 class TestBatches:
     def batches(self, miniature, **changes):
         abnormal, normal = training_samples("real", {"washer": miniature.split}, {"washer": []}, miniature.root)
-        arguments = {"size": 32, "fit": "auto", "batch_size": 4, "jitter": 0.1, "seed": 0} | changes
+        arguments = {
+            "size": 32,
+            "fit": "auto",
+            "batch_size": 4,
+            "augmentation": True,
+            "jitter": 0.1,
+            "seed": 0,
+        } | changes
         return SegmentationBatches(abnormal, normal, **arguments)
 
     def test_half_is_abnormal(self, miniature):
@@ -147,6 +154,12 @@ class TestBatches:
             reached = batches.batch(step)
         assert all(np.array_equal(*pair) for pair in zip(jumped, reached, strict=True))
 
+    def test_without_augmentation_the_photographs_stay_as_they_are(self, miniature):
+        batch = self.batches(miniature, augmentation=False, jitter=0.0).batch(0)
+        abnormal, _ = training_samples("real", {"washer": miniature.split}, {"washer": []}, miniature.root)
+        masks = [load_fitted(sample.root, sample, 32, "auto").mask for sample in abnormal]
+        assert all(any(np.array_equal(mask, own) for own in masks) for mask in batch.masks[:2])
+
     def test_each_image_once_before_any_twice(self, miniature):
         batches = self.batches(miniature, jitter=0.0)
         seen = [batches.batch(step).images[k] for step in range(3) for k in (0, 1)]
@@ -157,7 +170,9 @@ class TestBatches:
         pools = [Sample(tmp_path, "flat.png", "")], [Sample(tmp_path, "flat.png", "")]
         values = {}
         for jitter in (0.0, 0.1):
-            batches = SegmentationBatches(*pools, size=32, fit="auto", batch_size=2, jitter=jitter, seed=0)
+            batches = SegmentationBatches(
+                *pools, size=32, fit="auto", batch_size=2, augmentation=True, jitter=jitter, seed=0
+            )
             images = np.concatenate([batches.batch(step).images for step in range(20)])
             assert (images == images[:, :1, :1, :1]).all()
             values[jitter] = images[:, 0, 0, 0]
@@ -229,8 +244,8 @@ class TestTraining:
             write_image(image, tmp_path / f"{name}.png")
             write_mask(mask, tmp_path / f"{name}_mask.png")
             samples.append([Sample(tmp_path, f"{name}.png", f"{name}_mask.png")])
-        monkeypatch.setattr(downstream_train, "anomaly_maps", lambda network, images, compute: images[..., 0] / 255)
-        found = downstream_train._thresholds(None, *samples, SMALL, miniature.data, CPU, 0)
+        monkeypatch.setattr(downstream_train, "anomaly_maps", lambda network, images: images[..., 0] / 255)
+        found = downstream_train._thresholds(None, *samples, SMALL, miniature.data, 0)
         assert found == pytest.approx((250 / 255, 150 / 255))
 
     def test_the_mean_is_over_products(self):
@@ -273,13 +288,15 @@ class TestTraining:
             write_mask(mask, tmp_path / f"m{k}.png")
             abnormal.append(Sample(tmp_path, f"a{k}.png", f"m{k}.png"))
             normal.append(Sample(tmp_path, f"n{k}.png", ""))
-        batches = SegmentationBatches(abnormal, normal, size=32, fit="auto", batch_size=4, jitter=0.1, seed=0)
+        batches = SegmentationBatches(
+            abnormal, normal, size=32, fit="auto", batch_size=4, augmentation=True, jitter=0.1, seed=0
+        )
         settings = SMALL.model_copy(update={"updates": 60})
         trainer = SegmenterTrainer("bisenet_v2", batches, settings, CPU, 0, torch.device("cpu"))
         for step in range(60):
             trainer.update(step)
         batch = batches.batch(99)
-        maps = anomaly_maps(trainer.network.eval(), batch.images, CPU)
+        maps = anomaly_maps(trainer.network.eval(), batch.images)
         assert maps[batch.masks].mean() > maps[~batch.masks].mean() + 0.3
 
 
@@ -306,7 +323,7 @@ class TestPredict:
         image = np.zeros((64, 128, 3), np.uint8)
         image[40:56, 96:112] = 255
         write_image(image, tmp_path / "spot.png")
-        monkeypatch.setattr(predict, "anomaly_maps", lambda network, images, compute: images[..., 0] / 255)
+        monkeypatch.setattr(predict, "anomaly_maps", lambda network, images: images[..., 0] / 255)
         predict_images(trained, [tmp_path / "spot.png"], tmp_path / "out", CPU)
         found = read_image(tmp_path / "out/score_maps/spot.png")[..., 0]
         y, x = np.argwhere(found > 128).mean(0)
@@ -316,7 +333,7 @@ class TestPredict:
         """One hot pixel of the model's map decides, however few pixels the photograph has; padding never does."""
         from seas.downstream import predict
 
-        def one_pixel(network, images, compute):
+        def one_pixel(network, images):
             maps = np.zeros(images.shape[:3], np.float32)
             maps[:, 16, 16], maps[:, 0] = 0.75, 1.0
             return maps

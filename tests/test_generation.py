@@ -2,17 +2,20 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from PIL import Image
 
 from seas.artifacts import read_manifest
 from seas.data import mvtec_ad
 from seas.data.index import index_samples
 from seas.errors import InputError
+from seas.generation import sampler as sampler_module
 from seas.generation.by_hand import generate_by_hand
 from seas.generation.crop_and_paste import crop_and_paste_product, paste
 from seas.generation.diffusion import generate_product, generate_tree
@@ -77,6 +80,22 @@ class TestTree:
         }
         assert len(samples) == 3 * 3 + 2
 
+    def test_reads_by_the_rules_of_anomalibs_folder(self, tree):
+        """anomalib's Folder sorts images and masks, pairs them in order, and wants the image's stem in the mask's."""
+        suffixes = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
+
+        def listed(folder):
+            return sorted(path for path in (tree / folder).rglob("*") if path.suffix in suffixes)
+
+        assert len(listed("train/good")) == 2
+        for anomaly_type in ("dent", "rust", "scratch"):
+            images, masks = listed(f"test/{anomaly_type}"), listed(f"ground_truth/{anomaly_type}")
+            assert len(images) == len(masks) == 3
+            for image, mask in zip(images, masks, strict=True):
+                assert image.stem in mask.stem
+                assert set(np.unique(Image.open(mask))) <= {0, 255} and Image.open(mask).mode == "L"
+                assert Image.open(mask).size == Image.open(image).size
+
     def test_the_table_and_the_files_agree(self, tree):
         table = pd.read_parquet(tree / "images.parquet")
         assert len(table) == 11
@@ -111,6 +130,8 @@ class TestTree:
         assert not output.exists()
         kept = list((tmp_path / ".washer.working").rglob("*.png"))
         assert kept
+        records = tmp_path / ".washer.working/records/dent"
+        (records / ".000002.json.partial.json").write_text("")
         made = []
         monkeypatch.setattr(PairSampler, "make", lambda self, t, wanted: made.extend(wanted) or make(self, t, wanted))
         generate_product(generator, rmp, FEW, CPU, 0, output=output)
@@ -149,6 +170,56 @@ class TestSampler:
         sampler.settings = plain.model_copy(update={"guidance": 8.0})
         assert not np.array_equal(sampler.make("dent", [(0, 0)])[0].image, conditional)
 
+    def constant_halves(self, monkeypatch, sampler):
+        """A U-Net that predicts 1 without and 3 with the prompt, and a scheduler that keeps what it is given."""
+        given = []
+
+        def forward(latents, timestep, context):
+            half = len(latents) // 2
+            return SimpleNamespace(sample=torch.cat([torch.full_like(latents[:half], v) for v in (1.0, 3.0)]))
+
+        def step(self, output, timestep, sample):
+            given.append(output)
+            return SimpleNamespace(prev_sample=sample)
+
+        monkeypatch.setattr(sampler.pipeline.unet, "forward", forward)
+        monkeypatch.setattr(DPMSolverMultistepScheduler, "step", step)
+        return given
+
+    def test_guidance_by_value(self, sampler, monkeypatch):
+        given = self.constant_halves(monkeypatch, sampler)
+        sampler.settings = FEW.model_copy(update={"guidance": 2.5})
+        sampler.make("good", [(0, 0)])
+        assert len(given) == 4 and all((output == 1 + 2.5 * (3 - 1)).all() for output in given)
+
+    def test_masks_come_from_the_conditional_half_of_the_last_steps(self, sampler, monkeypatch):
+        self.constant_halves(monkeypatch, sampler)
+        features = type(
+            "Features",
+            (),
+            {
+                "__init__": lambda self, unet, blocks: None,
+                "read": lambda self: (torch.arange(2.0).repeat_interleave(2).view(4, 1, 1, 1),),
+                "remove": lambda self: None,
+            },
+        )
+        decoded, seen = [], []
+
+        def decode(which, scheduler, output, timestep, latents):
+            decoded.append((int(timestep), float(output.unique())))
+            return latents
+
+        def forward(unet_maps, vae_maps):
+            seen.append(unet_maps[0].flatten().tolist())
+            return SimpleNamespace(refined=torch.zeros(2, 2, 32, 32))
+
+        monkeypatch.setattr(sampler_module, "UnetFeatures", features)
+        monkeypatch.setattr(sampler_module, "latents_to_decode", decode)
+        monkeypatch.setattr(sampler.rmp, "forward", forward)
+        sampler.make("dent", [(0, 0)])
+        assert decoded == [(timestep, 3.0) for timestep in sampler.timesteps[1:]]
+        assert seen == [[1.0, 1.0]] * 3
+
     def test_the_first_latent_has_the_start_normals_signal(self, sampler):
         latents, sources = sampler._first_latents("dent", [(0, 0)])
         signal = sampler.pipeline.scheduler.alphas_cumprod[sampler.first].sqrt()
@@ -169,6 +240,9 @@ class TestSampler:
         made = sampler.make("dent", [(0, 0)])[0]
         assert made.image.shape == (20, 32, 3)
         assert made.mask.shape == (20, 32)
+        sampler.settings = FEW.model_copy(update={"initial_signal": 0.0})
+        from_noise = sampler.make("dent", [(0, 0)])[0]
+        assert from_noise.image.shape == (20, 32, 3) and from_noise.source_normal == ""
 
     @pytest.mark.parametrize("name", ["ddim", "dpmsolver++"])
     def test_a_perfect_prediction_ends_in_the_clean_latent(self, sampler, name):

@@ -20,6 +20,7 @@ from seas.generator.pipeline import encode_prompts, load_pipeline, load_start_no
 from seas.generator.prompts import Prompts, token_ids, token_positions
 from seas.generator.settings import GeneratorSettings
 from seas.generator.train import GeneratorTrainer, prompts_of, train_generator, training_target
+from seas.seeding import torch_rng
 from seas.settings import ComputeSettings
 
 CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
@@ -126,6 +127,42 @@ class TestAlignmentLoss:
         assert self.terms(DecoupledAnomalyAlignmentLoss("none", "elementwise"), mask=mask)[1] == pytest.approx(
             0.085 / 4
         )
+
+    def test_shares_by_hand(self):
+        # anomaly map .8 .1 / .1 .1 of sum 1.1, all of the mask in one cell: log(1.1 / .8); the normal token has .5 / 1.1 there
+        expected = (np.log(1.1 / 0.8), 0.5 / 1.1)
+        assert self.terms(DecoupledAnomalyAlignmentLoss("share")) == pytest.approx(expected, rel=1e-5)
+
+    def test_shares_of_a_mask_of_two_cells(self):
+        # p = 1/2 in two cells, q = 8/11 and 1/11: ½ log(½ · 11/8) + ½ log(½ · 11); the normal token has .8 / 1.1 there
+        mask = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]])
+        expected = (0.5 * np.log(11 / 16) + 0.5 * np.log(11 / 2), 0.8 / 1.1)
+        assert self.terms(DecoupledAnomalyAlignmentLoss("share"), mask=mask) == pytest.approx(expected, rel=1e-5)
+
+    def test_shares_with_padding_and_without_a_mask(self):
+        valid = torch.tensor([[[[1.0, 1.0], [1.0, 0.0]]]])
+        # the padded cell leaves both sums: .8 of 1, and .5 of .8
+        expected = (np.log(1 / 0.8), 0.5 / 0.8)
+        assert self.terms(DecoupledAnomalyAlignmentLoss("share"), valid=valid) == pytest.approx(expected, rel=1e-5)
+        assert self.terms(DecoupledAnomalyAlignmentLoss("share"), mask=torch.zeros(1, 1, 2, 2)) == (0, 0)
+
+    def test_images_without_a_mask_do_not_thin_the_shares(self):
+        maps = {1: self.MAPS[1].repeat(2, 1, 1, 1)}
+        mask = torch.cat([self.MASK, torch.zeros(1, 1, 2, 2)])
+        first, second = DecoupledAnomalyAlignmentLoss("share")(
+            maps, self.ANOMALY.repeat(2, 1), self.NORMAL.repeat(2, 1), mask, self.VALID.repeat(2, 1, 1, 1)
+        )
+        assert (float(first), float(second)) == pytest.approx((np.log(1.1 / 0.8), 0.5 / 1.1), rel=1e-5)
+
+    def test_an_anomaly_at_the_border_of_the_padding_keeps_its_cell(self):
+        valid, mask = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)
+        valid[..., :2], valid[..., 0, 2], mask[..., 0, 2] = 1, 1, 1
+        maps = maps_of([[[[0.5, 0.1], [0.2, 0.3]], [[0.6, 0.2], [0.0, 0.2]], [[1.0, 0.0], [0.2, 0.0]]]])
+        # the upper right cell is a quarter valid, but anomalous: .1 of .8 + .1 + .1, and .1² for the normal token
+        assert self.terms(DecoupledAnomalyAlignmentLoss("share"), mask, valid, maps) == pytest.approx(
+            (np.log(10), 0.1 / 0.8), rel=1e-5
+        )
+        assert self.terms(DecoupledAnomalyAlignmentLoss("none"), mask, valid, maps)[1] == pytest.approx(0.01)
 
     def test_layers_are_summed(self):
         loss = DecoupledAnomalyAlignmentLoss("none")
@@ -348,11 +385,63 @@ class TestTraining:
         assert float(losses["loss"].detach()) == pytest.approx(float(parts.detach()), rel=1e-6)
         without = GeneratorTrainer.losses
         trainer.settings = SMALL.model_copy(update={"da_weight": 0.0, "normal_weight": 0.0})
-        assert float(without(trainer, 0)["loss"]) == pytest.approx(float(losses["df_mse"]), rel=1e-6)
+        alone = without(trainer, 0)["loss"].detach()
+        assert float(alone) == pytest.approx(float(losses["df_mse"].detach()), rel=1e-6)
+
+    def test_the_noise_losses_are_those_of_their_own_images(self, tiny_base, miniature):
+        """The mean squared errors of the abnormal and of the normal images, from a forward pass of the test's own."""
+        trainer = self.trainer(tiny_base, miniature)
+        batch, scheduler, pipeline = trainer.batches.batch(0), trainer.pipeline.scheduler, trainer.pipeline
+        random = torch_rng(0, "noise", 0)
+        noise = torch.randn(batch.latents.shape, generator=random)
+        timesteps = torch.randint(1000, (4,), generator=random)
+        with torch.no_grad():
+            context = encode_prompts(pipeline, batch.prompts)
+            noisy = scheduler.add_noise(batch.latents, noise, timesteps)
+            errors = (pipeline.unet(noisy, timesteps, context).sample - noise) ** 2
+            if scheduler.config.prediction_type == "v_prediction":
+                velocity = scheduler.get_velocity(batch.latents, noise, timesteps)
+                errors = (pipeline.unet(noisy, timesteps, context).sample - velocity) ** 2
+        losses = trainer.losses(0)
+        assert [name == "good" for name in batch.types] == [False, False, True, True]
+        assert float(losses["df_mse"].detach()) == pytest.approx(float(errors[:2].mean()), rel=1e-4)
+        assert float(losses["ob_mse"].detach()) == pytest.approx(float(errors[2:].mean()), rel=1e-4)
+
+    def test_the_alignment_loss_reaches_the_attention_and_the_new_rows(self, tiny_base, miniature):
+        trainer = self.trainer(tiny_base, miniature)
+        losses = trainer.losses(0)
+        (losses["da_first"] + losses["da_second"]).backward()
+        keys = cross_attention_of(trainer.pipeline.unet, SMALL.attention_layers[0])[0].to_k.weight
+        assert float(keys.grad.abs().max()) > 0
+        types = {name for name in trainer.batches.batch(0).types if name != "good"}
+        moved = {
+            token
+            for token, gradient in zip(trainer.prompts.tokens, trainer.embeddings.rows.grad, strict=True)
+            if gradient.abs().max() > 0
+        }
+        wanted = [trainer.prompts.normal_tokens, *(trainer.prompts.anomaly_tokens[name] for name in types)]
+        assert moved == {token for tokens in wanted for token in tokens}
+
+    @pytest.mark.parametrize("which", ["new_rows", "all"])
+    def test_which_rows_of_the_table_train(self, tiny_base, miniature, which):
+        trainer = self.trainer(tiny_base, miniature, trained_embeddings=which)
+        old, new = trainer.embeddings.table.weight.clone(), trainer.embeddings.rows.detach().clone()
+        trainer.update(0)
+        assert torch.equal(old, trainer.embeddings.table.weight) == (which == "new_rows")
+        assert not torch.equal(new, trainer.embeddings.rows.detach())
+
+    def trainer(self, tiny_base, miniature, **changes):
+        pipeline, split = load_pipeline(tiny_base), pd.read_parquet(miniature.split)
+        settings = SMALL.model_copy(update=changes)
+        prompts = prompts_of(split, settings)
+        counts = {"abnormal_per_batch": 2, "normal_per_batch": 2}
+        batches = TrainingBatches(split, miniature.root, miniature.data, pipeline.vae, prompts, seed=0, **counts)
+        return GeneratorTrainer(pipeline, prompts, batches, settings, CPU, 0)
 
     def test_killed_anywhere_and_started_again_gives_the_same_bytes(
         self, tiny_base, miniature, trained, tmp_path, monkeypatch
     ):
+        seen: list[int] = []
         update = GeneratorTrainer.update
         updates = SMALL.updates_per_type * 3
 
@@ -371,8 +460,17 @@ class TestTraining:
             with pytest.raises(KeyboardInterrupt):
                 train_generator(*arguments, output=output)
             assert not output.exists()
-            monkeypatch.setattr(generator_train, "GeneratorTrainer", GeneratorTrainer)
+
+            def notes(trainer, step):
+                seen.append(step)
+                return update(trainer, step)
+
+            monkeypatch.setattr(
+                generator_train, "GeneratorTrainer", type("Noting", (GeneratorTrainer,), {"update": notes})
+            )
+            seen.clear()
             train_generator(*arguments, output=output)
+            assert seen[0] == killed_at // SMALL.checkpoint_every * SMALL.checkpoint_every
             assert json.loads((output / "manifest.json").read_text()) == json.loads(
                 (trained / "manifest.json").read_text()
             )
@@ -418,6 +516,13 @@ class TestTraining:
     def test_no_prompt_no_generator(self, tmp_path):
         with pytest.raises(InputError, match="is no finished generator"):
             Prompts.load(tmp_path)
+
+
+def test_settings_refuse_what_has_no_meaning():
+    with pytest.raises(ValueError, match="name each level once"):
+        GeneratorSettings(attention_layers=(2, 2))
+    with pytest.raises(ValueError, match="'elementwise' has no meaning for shares"):
+        GeneratorSettings(second_term="elementwise")
 
 
 def test_settings_refuse_a_level_that_no_unet_has():

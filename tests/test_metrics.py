@@ -487,3 +487,18 @@ def test_the_stage_runs_with_the_stand_in_and_prints_progress_only(measured, cap
     assert set(table.extractor) == {"efficientnet_lite0"}
     assert np.isfinite(table.value).all()
     assert all(line.startswith("metrics of disc") for line in capsys.readouterr().out.splitlines())
+
+
+def test_real_photographs_are_compared_without_their_padding(tmp_path):
+    """A photograph that is not square is the same beside itself, whether it is read as a real or as a generated one."""
+    image = noise(1, 80)[0][:40]
+    mask = np.zeros((40, 80), bool)
+    mask[10:20, 50:70] = True
+    write_image(image, tmp_path / "photograph.png")
+    write_mask(mask, tmp_path / "mask.png")
+    rows = pd.DataFrame([{"image": "photograph.png", "mask": "mask.png"}])
+    settings, data = MetricsSettings(image_size=64), DataSettings(image_size=80, fit="pad")
+    evaluation = evaluate._Evaluation(tmp_path, tmp_path, settings, data, None, 0)
+    real, generated = evaluation._real(rows), evaluation._generated(rows)
+    assert np.array_equal(real.images, generated.images)
+    assert np.array_equal(real.masks, generated.masks)

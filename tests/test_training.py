@@ -30,22 +30,25 @@ class Toy:
         self.optimizer.step()
         return {"loss": loss.detach()}
 
-    def run(self, folder, updates=23):
+    def run(self, folder, updates=23, checkpoint_every=5):
         folder.mkdir(exist_ok=True)
         state = {"model": self.model, "optimizer": self.optimizer}
-        return train(self.update, updates, state, working=folder, label="toy", checkpoint_every=5, record_every=5)
+        return train(
+            self.update, updates, state, working=folder, label="toy", checkpoint_every=checkpoint_every, record_every=5
+        )
 
 
+@pytest.mark.parametrize("checkpoint_every", [5, 7, 1])
 @pytest.mark.parametrize("dies_at", [0, 4, 5, 13, 22])
-def test_resumed_equals_uninterrupted(tmp_path, dies_at):
+def test_resumed_equals_uninterrupted(tmp_path, dies_at, checkpoint_every):
     whole = Toy()
-    losses = whole.run(tmp_path / "whole")
+    losses = whole.run(tmp_path / "whole", checkpoint_every=checkpoint_every)
     killed = Toy()
     killed.dies_at = dies_at
     with pytest.raises(KeyboardInterrupt):
-        killed.run(tmp_path / "killed")
+        killed.run(tmp_path / "killed", checkpoint_every=checkpoint_every)
     again = Toy()
-    resumed = again.run(tmp_path / "killed")
+    resumed = again.run(tmp_path / "killed", checkpoint_every=checkpoint_every)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
     assert resumed.equals(losses)

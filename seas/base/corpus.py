@@ -65,8 +65,7 @@ MATERIALS: dict[str, Material] = {
     ),
     "rough": lambda random, plane: 0.06 * rendering.cloud(random, plane.size, 10),
     "threaded": lambda random, plane: (
-        random.uniform(0.08, 0.3)
-        * rendering.threaded(random, plane, random.uniform(0, np.pi), random.uniform(4, 14))
+        random.uniform(0.08, 0.3) * rendering.threaded(random, plane, random.uniform(0, np.pi), random.uniform(4, 14))
     ),
     "ceramic": lambda random, plane: 0.1 * rendering.glossy(random, plane),
     "plastic": lambda random, plane: (

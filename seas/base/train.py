@@ -28,7 +28,7 @@ FITTED_TO = 256
 def train_base(
     settings: BaseSettings, compute: ComputeSettings, *, output: Path, tensorboard: Path | None = None
 ) -> None:
-    """Pre-train a base and write it as a folder that ``StableDiffusionPipeline.from_pretrained`` loads."""
+    """Pre-train a base and write it, in half precision, as a folder that ``StableDiffusionPipeline.from_pretrained`` loads."""
     device = prepare_device(compute)
     obeyed = {"base": settings.model_dump(mode="json"), "compute": compute.model_dump(mode="json")}
     provenance = Provenance.of("base", STAGE_VERSION, obeyed, settings.seed, {})
@@ -42,7 +42,7 @@ def train_base(
     latents = _encoded(pipeline, images, settings)
     unet_table = _train_unet(pipeline, latents, captions, settings, compute, working / "unet", tensorboard)
     with writing_folder(output, provenance) as folder:
-        pipeline.save_pretrained(folder)
+        pipeline.to(torch.float16).save_pretrained(folder)
         write_table(vae_table, folder / "vae_losses.parquet")
         write_table(unet_table, folder / "unet_losses.parquet")
 

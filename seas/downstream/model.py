@@ -13,8 +13,6 @@ from seas.artifacts import write_json
 from seas.downstream.bisenet_v2 import BiSeNetV2
 from seas.errors import InputError
 from seas.images import to_tensor
-from seas.settings import ComputeSettings
-from seas.training import autocast
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
@@ -46,13 +44,15 @@ def normalised(images: np.ndarray) -> Tensor:
 
 
 @torch.no_grad()
-def anomaly_maps(network: nn.Module, images: np.ndarray, compute: ComputeSettings) -> np.ndarray:
-    """Probabilities of the anomaly in [0, 1], float32 (B, S, S), for images uint8 (B, S, S, 3)."""
+def anomaly_maps(network: nn.Module, images: np.ndarray) -> np.ndarray:
+    """Probabilities of the anomaly in [0, 1], float32 (B, S, S), for images uint8 (B, S, S, 3).
+
+    Always in fp32: bf16 leaves so few values that ties move thresholds and scores.
+    """
     device = next(network.parameters()).device
     maps = []
     for start in range(0, len(images), SCORED_AT_ONCE):
-        with autocast(compute):
-            logits = network(normalised(images[start : start + SCORED_AT_ONCE]).to(device))
+        logits = network(normalised(images[start : start + SCORED_AT_ONCE]).to(device))
         maps.append(logits.float().softmax(1)[:, 1].cpu().numpy())
     return np.concatenate(maps)
 

@@ -40,7 +40,7 @@ def predict_images(model_folder: Path, images: Sequence[Path], output: Path, com
     try:
         for name, path in progress(list(found.items()), "predict"):
             image = read_image(path)
-            score, scores = _scored(network, image, description, compute)
+            score, scores = _scored(network, image, description)
             anomalous = scores >= description.pixel_threshold
             decision = "anomalous" if score >= description.image_threshold else "good"
             values = [str(path), score, description.image_threshold, decision, int(anomalous.sum())]
@@ -82,12 +82,12 @@ def _long_name(path: Path) -> str:
     return "_".join(part for part in path.with_suffix("").parts if part not in ("/", "..", "."))
 
 
-def _scored(network, image: np.ndarray, description, compute: ComputeSettings) -> tuple[float, np.ndarray]:
+def _scored(network, image: np.ndarray, description) -> tuple[float, np.ndarray]:
     """The photograph's score, and the anomaly's probabilities at its own size, float (H, W); 0 where fitting cut it off."""
     height, width = image.shape[:2]
     size = description.image_size
     fitted = fit(image, np.zeros((height, width), bool), size, description.fit)
-    scores = anomaly_maps(network, fitted.image[None], compute)[0]
+    scores = anomaly_maps(network, fitted.image[None])[0]
     place = placement(height, width, size, description.fit)
     resized = np.zeros((place.height, place.width), np.float32)
     rows = slice(max(0, -place.top), max(0, -place.top) + min(size, place.height))

@@ -71,12 +71,13 @@ class SegmentationBatches:
         size: int,
         fit: str,
         batch_size: int,
+        augmentation: bool,
         jitter: float,
         seed: int,
     ) -> None:
         self._pools = (abnormal, normal)
         self._size, self._fit, self._half = size, fit, batch_size // 2
-        self._jitter, self._seed = jitter, seed
+        self._augmentation, self._jitter, self._seed = augmentation, jitter, seed
         self._cache: dict[Sample, Fitted] = {}
         self._room = CACHE_BYTES // (5 * size * size)
         self._readers = ThreadPoolExecutor(READERS)
@@ -99,7 +100,7 @@ class SegmentationBatches:
             samples[int(rng(self._seed, "downstream order", pool, epoch).permutation(len(samples))[place])]
         )
         draws = rng(self._seed, "downstream augmentation", pool, step, number)
-        turn = draw_augmentation(draws)
+        turn = draw_augmentation(draws) if self._augmentation else 0
         contrast, brightness = 1 + self._jitter * draws.uniform(-1, 1, 2)
         image = augment(fitted.image, turn).astype(np.float32)
         image = (image - image.mean()) * contrast + image.mean() * brightness

@@ -21,8 +21,8 @@ from seas.seeding import rng, seed_of
 from seas.settings import ComputeSettings
 from seas.training import autocast, prepare_device, progress, train
 
-METHODS = {"real": "real", "crop_and_paste": "crop_paste"}
-"""The method's name in the result tables; all other sources are SeaS's."""
+METHODS = {"real": "real", "crop_and_paste": "crop_paste", "generated": "seas", "real+generated": "real+seas"}
+"""The method's name in the result tables; only that of the generated pairs alone is the paper's SeaS."""
 WARM_UP = 0.02
 POWER = 0.9
 IMAGES_FOR_THRESHOLDS = 100
@@ -70,6 +70,7 @@ def train_segmenter(
         size=settings.image_size,
         fit=data.fit,
         batch_size=settings.batch_size,
+        augmentation=data.augmentation,
         jitter=settings.jitter,
         seed=seed,
     )
@@ -84,13 +85,13 @@ def train_segmenter(
         tensorboard=tensorboard,
     )
     network = trainer.network.eval().requires_grad_(False)
-    image_threshold, pixel_threshold = _thresholds(network, abnormal, normal, settings, data, compute, seed)
+    image_threshold, pixel_threshold = _thresholds(network, abnormal, normal, settings, data, seed)
     with writing_folder(output, provenance) as folder:
         scores, curves = [], []
         for product, split in progress(list(splits.items()), f"downstream {model} {trained_on}: test"):
             test = read_table(split).query("role == 'test'")
             fitted = fitted_samples(test, root, settings.image_size, data.fit)
-            maps = anomaly_maps(network, np.stack([sample.image for sample in fitted]), compute)
+            maps = anomaly_maps(network, np.stack([sample.image for sample in fitted]))
             masks, valid = np.stack([sample.mask for sample in fitted]), np.stack([sample.valid for sample in fitted])
             scores += [
                 {"product": product, "level": level, "metric": metric, "value": value}
@@ -100,14 +101,14 @@ def train_segmenter(
             _write_examples(product, fitted, maps, folder / "examples")
         common = {
             "dataset": dataset,
-            "method": METHODS.get(trained_on, "seas"),
+            "method": METHODS[trained_on],
             "model": model,
             "variant": "",
             "experiment": experiment,
             "trained_on": trained_on,
             "seed": seed,
-            "protocol": f"pixels pooled within a product, masks at {settings.image_size} px; trained on {len(abnormal)} abnormal and "
-            f"{len(normal)} normal images",
+            "protocol": f"pixels pooled within a product, masks at {settings.image_size} px (half of a pixel's area); "
+            f"trained on {len(abnormal)} abnormal and {len(normal)} normal images",
             "extractor": "",
         }
         write_table(
@@ -174,14 +175,14 @@ def rate(step: int, updates: int) -> float:
 
 
 def _thresholds(
-    network, abnormal: list[Sample], normal: list[Sample], settings, data, compute, seed: int
+    network, abnormal: list[Sample], normal: list[Sample], settings, data, seed: int
 ) -> tuple[float, float]:
     """The thresholds of the highest F1 on training images: of an image's score and of a pixel's."""
     fitted: list[Fitted] = []
     for number, pool in enumerate((abnormal, normal)):
         order = rng(seed, "downstream thresholds", number).permutation(len(pool))[:IMAGES_FOR_THRESHOLDS]
         fitted += [load_fitted(pool[k].root, pool[k], settings.image_size, data.fit) for k in order]
-    maps = anomaly_maps(network, np.stack([sample.image for sample in fitted]), compute)
+    maps = anomaly_maps(network, np.stack([sample.image for sample in fitted]))
     masks, valid = np.stack([sample.mask for sample in fitted]), np.stack([sample.valid for sample in fitted])
     return best_threshold(masks.any((1, 2)), image_maxima(maps, valid)), best_threshold(masks[valid], maps[valid])
 

@@ -23,8 +23,9 @@ def generate_by_hand(
 ) -> None:
     """Write the images ``first`` to ``first + number - 1`` of one type as an MVTec-AD tree.
 
-    The mask branch and the settings are those that the workflow used beside the generator; without a
-    finished generation there the paper's settings are taken.
+    The mask branch and the settings are those that the workflow used beside the generator, so that the images are
+    the workflow's own, and more of them; without a finished generation there the paper's settings are taken.
+    ``device`` alone is chosen here.
 
     Raises InputError for an existing output, an unknown type, or a missing or damaged folder.
     """
@@ -38,14 +39,15 @@ def generate_by_hand(
         beside = None
     elif not beside.is_dir():
         raise InputError(f"there is no mask branch at {beside}; name its folder with --rmp")
-    settings = _settings_beside(run / "generation" / product)
+    settings, compute = _settings_beside(run / "generation" / product)
+    compute = compute.model_copy(update={"device": device})
     print(f"settings: {json.dumps(settings.model_dump(mode='json'))}", flush=True)
-    compute = ComputeSettings(device=device, precision="fp32" if device == "cpu" else "bf16", threads=2)
     wanted = {anomaly_type: range(first, first + number)}
     generate_tree(generator, beside, wanted, settings, compute, seed, output=output)
 
 
-def _settings_beside(generation: Path) -> GenerationSettings:
+def _settings_beside(generation: Path) -> tuple[GenerationSettings, ComputeSettings]:
     if not generation.is_dir():
-        return GenerationSettings()
-    return GenerationSettings(**read_manifest(generation)["settings"]["generation"])
+        return GenerationSettings(), ComputeSettings()
+    settings = read_manifest(generation)["settings"]
+    return GenerationSettings(**settings["generation"]), ComputeSettings(**settings["compute"])

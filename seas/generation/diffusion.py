@@ -18,6 +18,9 @@ from seas.rmp.train import load_rmp
 from seas.settings import ComputeSettings
 from seas.training import prepare_device, progress
 
+FINISHED_BATCHES = "[0-9]*.json"
+"""The records of finished batches; what a killed write left of one begins with a dot."""
+
 
 def generate_product(
     generator: Path, rmp: Path, settings: GenerationSettings, compute: ComputeSettings, seed: int, *, output: Path
@@ -64,7 +67,9 @@ def generate_tree(
     sampler = PairSampler(pipeline, network, prompts, load_start_normals(generator), settings, compute, seed)
     for name, indices in wanted.items():
         _make(sampler, name, indices, pieces, f"generation {prompts.product} {name}")
-    rows = [row for file in sorted((pieces / "records").rglob("*.json")) for row in json.loads(file.read_text())]
+    rows = [
+        row for file in sorted((pieces / "records").rglob(FINISHED_BATCHES)) for row in json.loads(file.read_text())
+    ]
     with writing_folder(output, provenance) as folder:
         for part in ("train", "test", "ground_truth"):
             if (pieces / "tree" / part).is_dir():
@@ -74,7 +79,7 @@ def generate_tree(
 
 def _make(sampler: PairSampler, anomaly_type: str, indices: Sequence[int], pieces: Path, label: str) -> None:
     records = pieces / "records" / anomaly_type
-    done = {row["index"] for file in records.glob("*.json") for row in json.loads(file.read_text())}
+    done = {row["index"] for file in records.glob(FINISHED_BATCHES) for row in json.loads(file.read_text())}
     waiting = deque((index, 0) for index in indices if index not in done)
     bar = progress(range(len(waiting)), label, done=len(indices) - len(waiting))
     settings = sampler.settings

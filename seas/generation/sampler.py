@@ -21,7 +21,7 @@ from seas.training import autocast
 
 
 class Generated(NamedTuple):
-    """One image uint8 (H, W, 3) with its mask bool (H, W), the name of the normal it started from ("" for none)."""
+    """One image uint8 (H, W, 3) with its mask bool (H, W), the name of the normal it started from ("" for pure noise)."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -112,7 +112,7 @@ class PairSampler:
             anomalous = (torch.stack(masks).mean(0) > settings.threshold).cpu().numpy()
         return [self._cut(images[k], anomalous[k], sources[k]) for k in range(len(wanted))]
 
-    def _first_latents(self, anomaly_type: str, wanted: Sequence[tuple[int, int]]) -> tuple[Tensor, list[int | None]]:
+    def _first_latents(self, anomaly_type: str, wanted: Sequence[tuple[int, int]]) -> tuple[Tensor, list[int]]:
         signal = (
             self.pipeline.scheduler.alphas_cumprod[self.first].sqrt()
             if self.settings.initial_signal
@@ -124,7 +124,7 @@ class PairSampler:
             source = int(torch.randint(len(self.start.latents), (1,), generator=random))
             noise = torch.randn(self.start.latents.shape[1:], generator=random)
             latents.append(signal * self.start.latents[source] + (1 - signal**2).sqrt() * noise)
-            sources.append(source if self.settings.initial_signal else None)
+            sources.append(source)
         return torch.stack(latents).to(self.pipeline.device), sources
 
     def _mask(self, features: UnetFeatures, latents: Tensor, output: Tensor, timestep: Tensor) -> Tensor:
@@ -137,10 +137,8 @@ class PairSampler:
             logits = self.rmp(unet_maps, vae_maps).refined
         return logits.float().softmax(1)[:, 1]
 
-    def _cut(self, image: np.ndarray, mask: np.ndarray, source: int | None) -> Generated:
-        """Without the padding of the normal that it started from."""
-        if source is None:
-            return Generated(image, mask, "")
+    def _cut(self, image: np.ndarray, mask: np.ndarray, source: int) -> Generated:
+        """Without the padding of the drawn normal: the generator learned the product inside such a padding."""
         top, left, height, width = self.start.boxes[source].tolist()
         part = (slice(top, top + height), slice(left, left + width))
-        return Generated(image[part], mask[part], self.start.names[source])
+        return Generated(image[part], mask[part], self.start.names[source] if self.settings.initial_signal else "")

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import model_validator
+
 from seas.settings import StationSettings, setting
 
 STAGE_VERSION = 1
@@ -37,3 +39,9 @@ class GenerationSettings(StationSettings):
     )
     redraws: int = setting(4, "further tries for a pair whose mask is empty, before it is kept", source="ours", ge=0)
     batch_size: int = setting(8, "images made at once", unit="images", source="ours", ge=1)
+
+    @model_validator(mode="after")
+    def _masks_have_their_steps(self) -> "GenerationSettings":
+        if self.mask_steps > self.steps:
+            raise ValueError(f"mask_steps is {self.mask_steps}, but there are only {self.steps} steps")
+        return self

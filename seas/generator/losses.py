@@ -13,9 +13,15 @@ SMALLEST_RANGE = 1e-6
 SMALLEST_SHARE = 1e-8
 
 
-def valid_cells(valid: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cells of a coarser grid that count: (B, 1, S, S) of 0/1 → (B, 1, *size), 1 where at least half is no padding."""
-    return (torch.nn.functional.adaptive_avg_pool2d(valid, size) >= 0.5).to(valid.dtype)
+def valid_cells(valid: Tensor, size: tuple[int, int], mask: Tensor | None = None) -> Tensor:
+    """Cells of a coarser grid that count, (B, 1, *size) of 0/1: at least half is no padding, or the mask reaches into them.
+
+    valid, mask: (B, 1, S, S) of 0/1. With ``mask`` no anomaly vanishes at the border of the padding.
+    """
+    cells = torch.nn.functional.adaptive_avg_pool2d(valid, size) >= 0.5
+    if mask is not None:
+        cells = cells | (shrink_mask(mask, size) > 0)
+    return cells.to(valid.dtype)
 
 
 def masked_mse(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
@@ -73,7 +79,7 @@ class DecoupledAnomalyAlignmentLoss:
         first = second = mask.new_zeros(())
         for layer_maps in maps.values():
             size = layer_maps.shape[1:3]
-            counts = valid_cells(valid, size)[:, 0]
+            counts = valid_cells(valid, size, mask)[:, 0]
             target = shrink_mask(mask, size)[:, 0]
             anomaly = token_maps(layer_maps, anomaly_positions).mean(dim=1)
             normal = token_maps(layer_maps, normal_positions).mean(dim=1)

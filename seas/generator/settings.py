@@ -62,4 +62,14 @@ class GeneratorSettings(StationSettings):
     def _layers_are_levels(self) -> "GeneratorSettings":
         if not self.attention_layers or not set(self.attention_layers) <= {1, 2, 3, 4}:
             raise ValueError(f"attention_layers is {list(self.attention_layers)}; give one or more of 1, 2, 3, 4")
+        if len(set(self.attention_layers)) < len(self.attention_layers):
+            raise ValueError(f"attention_layers is {list(self.attention_layers)}; name each level once")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_have_one_second_term(self) -> "GeneratorSettings":
+        if self.map_normalisation == "share" and self.second_term == "elementwise":
+            raise ValueError(
+                "second_term 'elementwise' has no meaning for shares; map_normalisation must not be 'share'"
+            )
         return self

@@ -15,7 +15,7 @@ from torch import Tensor
 from seas.artifacts import read_table, write_table
 from seas.data.settings import DataSettings
 from seas.errors import InputError
-from seas.images import load_fitted, read_image, read_mask, shrink_mask
+from seas.images import Fitted, load_fitted, read_image, read_mask, shrink_mask, valid_box
 from seas.metrics.diversity import ic_lpips
 from seas.metrics.extractors import FeatureExtractor, build_extractor
 from seas.metrics.quality import inception_score, kid
@@ -160,11 +160,18 @@ class _Evaluation:
         return torch.cat(logits).cpu(), torch.cat(features).cpu()
 
     def _real(self, rows: pd.DataFrame) -> Photographs:
+        """Fitted as the generator saw them, their padding cut off as generation cuts it off."""
         fitted = (load_fitted(self.root, row, self.data.image_size, self.data.fit) for row in rows.itertuples())
-        return _resized(((each.image, each.mask) for each in fitted), self.settings.image_size)
+        return _resized(map(_without_padding, fitted), self.settings.image_size)
 
     def _generated(self, rows: pd.DataFrame) -> Photographs:
         return _resized(map(partial(_read, self.generation), rows.itertuples()), self.settings.image_size)
+
+
+def _without_padding(fitted: Fitted) -> tuple[np.ndarray, np.ndarray]:
+    top, left, height, width = valid_box(fitted.valid)
+    part = (slice(top, top + height), slice(left, left + width))
+    return fitted.image[part], fitted.mask[part]
 
 
 def _read(folder: Path, row) -> tuple[np.ndarray, np.ndarray]:

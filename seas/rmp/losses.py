@@ -53,7 +53,7 @@ def mask_losses(
             height, width = logits.coarse.shape[2:]
             size = (height, width)
             terms[f"coarse_{kind}"] = focal_loss(
-                logits.coarse, shrink_mask(target, size), valid_cells(counts, size), gamma, smoothing
+                logits.coarse, shrink_mask(target, size), valid_cells(counts, size, target), gamma, smoothing
             )
         terms[f"refined_{kind}"] = focal_loss(logits.refined, target, counts, gamma, smoothing)
     return {"loss": torch.stack(list(terms.values())).sum(), **terms}

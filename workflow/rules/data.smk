@@ -24,6 +24,7 @@ rule split:
         "results/logs/{dataset}/{experiment}/seed{seed}/split/{product}.log",
     params:
         settings=lambda wc: flow.parameters(flow.settings(wc.dataset, wc.experiment), "data"),
+        groups=lambda wc: flow.groups(wc.dataset, wc.experiment, wc.product),
         root=lambda wc: str(flow.datasets[wc.dataset].root),
         stage_version=data_settings.SPLIT_STAGE_VERSION,
     script:
