@@ -1,5 +1,7 @@
 """The front door: configuration, rules, and what a run should leave behind."""
 
+import re
+
 from snakemake.exceptions import WorkflowError
 
 from seas.config import Workflow
@@ -9,20 +11,26 @@ from seas.errors import InputError
 configfile: "config/config.yaml"
 
 
+def one_of(names):
+    """A pattern of these names alone, so that a typo in a target matches no rule."""
+    return "|".join(map(re.escape, names))
+
+
 try:
     flow = Workflow(config)
+    flow.check()
 except InputError as fault:
     raise WorkflowError(fault)
 
 
 wildcard_constraints:
-    dataset="|".join(flow.datasets),
-    experiment=r"[A-Za-z0-9_.-]+",
+    dataset=one_of(flow.datasets),
+    experiment=one_of(flow.experiments()),
     seed=r"\d+",
-    product=r"[A-Za-z0-9_.-]+",
+    product=one_of(flow.every_product()),
     model=r"[a-z0-9_]+",
     trained_on=r"[a-z_+]+",
-    scope=r"[A-Za-z0-9_.-]+",
+    scope=one_of(["all", *flow.every_product()]),
 
 
 rule all:

@@ -1,16 +1,18 @@
-"""Where do the anomaly tokens look? Pixel AP of their attention on held-out abnormal images, with and without the DA loss.
+"""Where do the anomaly tokens look? Pixel AP of their attention on held-out abnormal images, experiment by experiment.
 
-For each seed and product two generators are trained from one base, alike but for ``generator.da_weight`` (1 and 0).
-On every abnormal test image the U-Net is run once at a few noise levels with the type's prompt; the mean map of the
+For each seed and product one generator is trained for each experiment, all from one base: with the DA loss and without
+it, or with other normalisations of its maps (``--experiments seas without_da_loss map_min_max map_none``). On every abnormal test
+image the U-Net is run once at a few noise levels with the type's prompt; the mean map of the
 anomaly tokens, min-max scaled to each image, is scored against the mask, pixels pooled within the product. Beside it
-stands the position prior: the mean mask of the type's training shots. Run it from the repository's root after
-``make demo``::
+stands the position prior: the mean mask of the type's training shots. The workflow trains what is not trained yet. Run it
+from the repository's root after ``make demo``::
 
     .venv/bin/python benchmarks/attention.py --seeds 0 1 2
 """
 
 import argparse
-import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +20,12 @@ import pandas as pd
 import torch
 from sklearn.metrics import average_precision_score
 
-from seas.artifacts import read_table, write_table
-from seas.config import load_workflow
-from seas.data.index import index_product, split_product
+from seas.artifacts import read_table
+from seas.config import Workflow, load_workflow
 from seas.generator.attention import AttentionMaps, token_maps
 from seas.generator.losses import min_max
 from seas.generator.pipeline import encode_prompts, load_pipeline, tokenise
 from seas.generator.prompts import Prompts, token_ids, token_positions
-from seas.generator.train import train_generator
 from seas.images import load_fitted, to_tensor
 from seas.seeding import torch_rng
 
@@ -76,45 +76,47 @@ def pixel_ap(maps: np.ndarray, test: pd.DataFrame, root: Path, data) -> float:
     return float(average_precision_score(np.stack([item.mask for item in fitted])[valid], maps[valid]))
 
 
+def trained(flow: Workflow, dataset: str, experiments: list[str], seeds: list[int], files: list[Path]) -> None:
+    """Have the workflow train every generator that is not there yet."""
+    targets = {
+        f"{flow.folder(dataset, experiment, seed, 'generator')}/{product}"
+        for experiment in experiments
+        for seed in seeds
+        for product in flow.products(dataset)
+    }
+    chosen = [f"datasets=[{dataset}]", f"experiments=[{','.join(experiments)}]", f"seeds=[{','.join(map(str, seeds))}]"]
+    command = [sys.executable, "-m", "snakemake", "--configfile", *map(str, files), "--config", *chosen, "--"]
+    subprocess.run([*command, *sorted(targets)], check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=Path, nargs="*", default=[Path("config/demo.yaml")])
+    parser.add_argument("--config", type=Path, nargs="+", default=[Path("config/demo.yaml")])
     parser.add_argument("--dataset", default="miniature")
+    parser.add_argument("--experiments", nargs="+", default=["seas", "without_da_loss"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=Path("build/attention"))
     arguments = parser.parse_args()
 
-    flow = load_workflow(arguments.config, datasets=[arguments.dataset], experiments=["seas", "without_da_loss"])
-    root = flow.datasets[arguments.dataset].root
-    base = Path(flow.base(arguments.dataset, "seas"))
-    rows = []
-    for product in flow.products(arguments.dataset):
-        for seed in arguments.seeds:
-            settings = flow.settings(arguments.dataset, "seas")
-            data, layers = settings.data, settings.generator.attention_layers
-            folder = arguments.out / product / f"seed{seed}"
-            index_product(root, flow.datasets[arguments.dataset].layout, product, output=folder / "index.parquet")
-            split_product(folder / "index.parquet", data, seed, root=root, output=folder / "split.parquet")
-            split = read_table(folder / "split.parquet")
+    dataset, experiments, seeds = arguments.dataset, arguments.experiments, arguments.seeds
+    flow = load_workflow(arguments.config, datasets=[dataset], experiments=experiments, seeds=seeds)
+    trained(flow, dataset, experiments, seeds, arguments.config)
+    torch.set_num_threads(2)
+    root, rows = flow.datasets[dataset].root, []
+    for product in flow.products(dataset):
+        for seed in seeds:
+            settings = flow.settings(dataset, experiments[0])
+            split = read_table(Path(flow.split(dataset, experiments[0], seed, product)))
             test = split[(split.role == "test") & (split.type != "good")]
+            seen = (test, root, settings.data)
             row = {"product": product, "seed": seed, "images": len(test)}
-            for experiment in ("seas", "without_da_loss"):
-                settings = flow.settings(arguments.dataset, experiment)
-                generator = folder / experiment
-                if not (generator / "manifest.json").exists():
-                    compute = settings.compute.of("generator")
-                    train_generator(
-                        base, folder / "split.parquet", root, settings.generator, data, compute, seed, output=generator
-                    )
-                row[experiment] = pixel_ap(attention_scores(generator, test, root, data, layers), test, root, data)
-            row["position_prior"] = pixel_ap(position_prior(split, test, root, data), test, root, data)
-            row["chance"] = pixel_ap(np.zeros((len(test), data.image_size, data.image_size)), test, root, data)
-            row["ratio"] = row["seas"] / row["without_da_loss"]
+            for experiment in experiments:
+                generator = Path(flow.folder(dataset, experiment, seed, "generator")) / product
+                layers = flow.settings(dataset, experiment).generator.attention_layers
+                row[experiment] = pixel_ap(attention_scores(generator, *seen, layers), *seen)
+            row["position_prior"] = pixel_ap(position_prior(split, *seen), *seen)
+            row["chance"] = pixel_ap(np.zeros((len(test), *[settings.data.image_size] * 2)), *seen)
             rows.append(row)
-            print(json.dumps(row), flush=True)
-    table = pd.DataFrame(rows)
-    write_table(table, arguments.out / "attention.parquet")
-    print(table.round(3).to_string(index=False))
+    print(pd.DataFrame(rows).round(3).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The command line: what is done by hand beside the workflow."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -47,7 +47,7 @@ def generate(
     rmp: Annotated[
         Path | None, typer.Option(help="folder of the mask branch; the one beside the generator when absent")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="where the networks run")] = "cpu",
 ) -> None:
     """Make images with masks from a finished generator."""
     with reporting_faults():
@@ -64,14 +64,15 @@ def predict(
     model: Annotated[Path, typer.Argument(help="folder of a trained segmentation model")],
     images: Annotated[list[Path], typer.Argument(help="photographs, or folders of them")],
     out: Annotated[Path, typer.Option(help="folder to write; it must not exist")],
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="where the networks run")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads")] = 1,
 ) -> None:
     """Score photographs: score maps, overlays, and predictions.csv with a decision for each."""
     with reporting_faults():
         from seas.downstream.predict import predict_images
         from seas.settings import ComputeSettings
 
-        predict_images(model, images, out, ComputeSettings(device=device, precision="fp32", threads=2))
+        predict_images(model, images, out, ComputeSettings(device=device, precision="fp32", threads=threads))
         print(f"Decisions: {out / 'predictions.csv'}")
 
 

@@ -7,6 +7,7 @@ are laid over each other, the more particular over the more general: config/conf
 
 import difflib
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +27,11 @@ from seas.metrics.settings import MetricsSettings
 from seas.report.settings import ReportSettings
 from seas.rmp.settings import RmpSettings
 from seas.settings import ComputeSettings, StationSettings, setting
+from seas.weights import has_paper_weights
 
 SAFE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+RESERVED_NAMES = ("base", "report", "logs", "check")
+"""Folders of results/ that are no dataset's."""
 DATASETS = Path("config/datasets")
 EXPERIMENTS = Path("config/experiments")
 
@@ -154,7 +158,7 @@ def validated(model: type[StationSettings], content: Any, where: str) -> Any:
 
 
 def _sentence(model: type[StationSettings], fault: Mapping[str, Any]) -> str:
-    path = [str(part) for part in fault["loc"]]
+    path = [str(part) for part in fault["loc"] if not re.match(r"literal\[|constrained-int|int$", str(part))]
     key = ".".join(path)
     if fault["type"] == "extra_forbidden":
         known = _known_keys(model, path[:-1])
@@ -163,7 +167,8 @@ def _sentence(model: type[StationSettings], fault: Mapping[str, Any]) -> str:
         return f"'{key}' is no setting; {guess}"
     if fault["type"] == "missing":
         return f"'{key}' is missing"
-    return f"'{key}' is {fault['input']!r}: {fault['msg'].removeprefix('Value error, ')}"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"'{key}': {message}" if isinstance(fault["input"], Mapping) else f"'{key}' is {fault['input']!r}: {message}"
 
 
 def _known_keys(model: type[StationSettings], path: Sequence[str]) -> list[str]:
@@ -175,21 +180,29 @@ def _known_keys(model: type[StationSettings], path: Sequence[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file; an empty file is an empty mapping.
+def read_yaml(path: Path) -> Mapping[str, Any]:
+    """The content of a YAML file of keys and values; an empty file is an empty mapping.
 
-    Raises InputError when it is missing or is no YAML.
+    Raises InputError when it cannot be read, is no YAML, or holds something else.
     """
     try:
-        return yaml.safe_load(Path(path).read_text()) or {}
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
+        content = yaml.safe_load(Path(path).read_text()) or {}
+    except OSError as fault:
+        raise InputError(f"{path} cannot be read: {fault.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as fault:
         raise InputError(f"{path} is no YAML: {' '.join(str(fault).split())}") from None
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path}: expected keys and values, found {content!r}")
+    return content
 
 
 def _named_file(folder: Path, name: str, what: str) -> Path:
     path = folder / f"{name}.yaml"
+    if not re.fullmatch(SAFE_NAME, name) or name in RESERVED_NAMES:
+        raise InputError(
+            f"'{name}' cannot name the {what}: use letters, digits, '_', '.' and '-', and none of "
+            f"{', '.join(RESERVED_NAMES)}"
+        )
     if not path.is_file():
         known = sorted(file.stem for file in folder.glob("*.yaml"))
         raise InputError(f"there is no {what} '{name}': {path} does not exist; known are {', '.join(known) or 'none'}")
@@ -203,9 +216,10 @@ def read_dataset(name: str) -> DatasetFile:
     """
     path = _named_file(DATASETS, name, "dataset")
     dataset = validated(DatasetFile, read_yaml(path), str(path))
-    if not dataset.root.is_dir():
+    root = dataset.root.expanduser()
+    if not root.is_dir():
         raise InputError(f"{path}: 'root' is {str(dataset.root)!r}, which is no folder")
-    return dataset
+    return dataset.model_copy(update={"root": root})
 
 
 def read_experiment(name: str) -> ExperimentFile:
@@ -262,7 +276,6 @@ class Workflow:
             for experiment in self.config.experiments:
                 for ancestor in lineage(experiment):
                     self.settings(dataset, ancestor)
-        self._check_bases()
 
     def settings(self, dataset: str, experiment: str) -> Settings:
         """The settings of one experiment on one dataset."""
@@ -273,6 +286,38 @@ class Workflow:
             where = f"{EXPERIMENTS / experiment}.yaml on {DATASETS / dataset}.yaml"
             self._settings[dataset, experiment] = validated(Settings, content, where)
         return self._settings[dataset, experiment]
+
+    def check(self) -> None:
+        """Look, before the first job, at what the jobs will need: products, bases, weights.
+
+        Raises InputError for the first that is missing or does not fit.
+        """
+        for dataset in self.datasets:
+            self.products(dataset)
+        self._check_bases()
+        for (dataset, experiment), settings in self._settings.items():
+            where = f"{experiment} on {dataset}"
+            if settings.metrics.extractors == "paper" and not self.has_paper_weights(dataset, experiment):
+                raise InputError(
+                    f"metrics.extractors is 'paper' in {where}, but metrics.weights_folder "
+                    f"({settings.metrics.weights_folder}) lacks the weights; see config/README.md"
+                )
+            blocks = self._unet_blocks(settings)
+            if max(settings.rmp.unet_blocks) > blocks:
+                raise InputError(
+                    f"rmp.unet_blocks is {list(settings.rmp.unet_blocks)} in {where}, but the base's U-Net has {blocks} up blocks"
+                )
+
+    def has_paper_weights(self, dataset: str, experiment: str) -> bool:
+        """Whether the weights of the paper's metrics are there: where they come to be, the metrics are computed anew."""
+        metrics = self.settings(dataset, experiment).metrics
+        return has_paper_weights(metrics.lpips_backbone, metrics.weights_folder)
+
+    @staticmethod
+    def _unet_blocks(settings: Settings) -> int:
+        if not settings.base.pretrained:
+            return len(settings.base.unet_channels)
+        return len(read_yaml(Path(settings.base.pretrained) / "unet/config.json")["block_out_channels"])
 
     def _check_bases(self) -> None:
         built: dict[str, tuple[str, Any]] = {}
@@ -328,7 +373,8 @@ class Workflow:
 
     def base_named(self, name: str) -> Settings:
         """The settings that a base of this name is built with."""
-        return next(settings for settings in self._settings.values() if settings.base.name == name)
+        built = (settings for settings in self._settings.values() if not settings.base.pretrained)
+        return next(settings for settings in built if settings.base.name == name)
 
     def parameters(self, settings: Settings, *sections: str, stage: str | None = None) -> dict[str, Any]:
         """The named sections as plain values, as a rule's params; with ``stage``, how that stage computes, too."""
@@ -352,6 +398,7 @@ class Workflow:
         return [
             (dataset, experiment, seed)
             for dataset in self.datasets
+            if self.products(dataset)
             for experiment in self.config.experiments
             for seed in self.config.seeds
         ]
@@ -371,13 +418,20 @@ class Workflow:
         wanted = self.config.products
         if wanted is None:
             return known
-        everywhere = {product for name in self.datasets for product in self.all_products(name)}
         for product in wanted:
-            if product not in everywhere:
+            if product not in self.every_product():
                 raise InputError(
-                    f"products: '{product}' is in none of the datasets; known are {', '.join(sorted(everywhere))}"
+                    f"products: '{product}' is in none of the datasets; known are {', '.join(self.every_product())}"
                 )
         return [product for product in known if product in wanted]
+
+    def every_product(self) -> list[str]:
+        """All products of all datasets that run."""
+        return sorted({product for dataset in self.datasets for product in self.all_products(dataset)})
+
+    def experiments(self) -> list[str]:
+        """The experiments that run, and their ancestors."""
+        return sorted({name for experiment in self.config.experiments for name in lineage(experiment)})
 
     @functools.cache
     def all_products(self, dataset: str) -> list[str]:

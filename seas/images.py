@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from scipy.ndimage import binary_dilation
 from torch import Tensor
 
@@ -33,7 +33,7 @@ def _opened(path: Path) -> Image.Image:
             warnings.simplefilter("ignore")
             image = Image.open(path)
             image.load()
-        return image
+        return ImageOps.exif_transpose(image)
     except FileNotFoundError:
         raise InputError(f"the image {path} does not exist") from None
     except UnidentifiedImageError:
@@ -42,30 +42,37 @@ def _opened(path: Path) -> Image.Image:
         raise InputError(f"the image {path} cannot be read: {fault}") from None
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit and float pictures as 8-bit grey, scaled from the range of their type; others unchanged."""
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+def _eight_bit(image: Image.Image, path: Path) -> Image.Image:
+    """16-bit pictures as 8-bit grey, scaled from the whole range of 16 bits; others unchanged.
+
+    Raises InputError for a float picture: nothing says which value is white.
+    """
+    if image.mode == "F":
+        raise InputError(f"the image {path} holds floating-point values without a range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max() > 255 else 255.0
-        return Image.fromarray((values.clip(0, top) * (255.0 / top)).round().astype(np.uint8))
+        return Image.fromarray((values.clip(0, 65535) / 257).round().astype(np.uint8))
     return image
 
 
 def read_image(path: Path) -> np.ndarray:
-    """A photograph as uint8 (H, W, 3), RGB. Grey, palette, 16-bit and RGBA pictures are converted; alpha is dropped.
+    """A photograph as uint8 (H, W, 3), RGB, turned as its EXIF says. Grey, palette, 16-bit and RGBA pictures are
+    converted; alpha is dropped.
 
-    Raises InputError for a missing or broken file.
+    Raises InputError for a missing or broken file and for floating-point values.
     """
-    return np.asarray(_eight_bit(_opened(path)).convert("RGB"))
+    return np.asarray(_eight_bit(_opened(path), path).convert("RGB"))
 
 
 def read_mask(path: Path) -> np.ndarray:
     """A mask as bool (H, W), True on the anomaly: every pixel that is not 0.
 
-    Raises InputError for a missing or broken file and for a mask with more than two values.
+    Raises InputError for a missing or broken file, for a mask with more than two values, and for a transparent one.
     """
     image = _opened(path)
-    values = np.asarray(image if image.mode in ("1", "L", "P") else _eight_bit(image).convert("L"))
+    if "A" in image.getbands() and image.getchannel("A").getextrema()[0] < 255:
+        raise InputError(f"the mask {path} is partly transparent; save it as a grey picture without an alpha channel")
+    values = np.asarray(image if image.mode in ("1", "L", "P") else _eight_bit(image, path).convert("L"))
     found = np.unique(values)
     if len(found) > 2 or (len(found) == 2 and found[0] != 0):
         raise InputError(

@@ -39,6 +39,8 @@ def fault_sentence(fault: BaseException) -> str | None:
         return f"no space is left on the disk{_at(fault)}; make room and start again, finished work is kept"
     if isinstance(fault, OSError) and fault.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return f"no permission to write or read{_at(fault)}"
+    if isinstance(fault, OSError) and fault.filename:
+        return f"{fault.filename}: {fault.strerror}"
     if "No space left on device" in str(fault):
         return "no space is left on the disk; make room and start again, finished work is kept"
     return None
@@ -65,7 +67,7 @@ def reporting_faults() -> Iterator[None]:
 def job(log: str) -> Iterator[None]:
     """Run a stage with its output on the screen and in ``log``.
 
-    A fault ends the job with one sentence on the screen; the traceback of an unexpected one is in the log.
+    A fault ends the job with one sentence on the screen; the traceback of an unexpected one lies beside the log.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     path = Path(log)
@@ -78,8 +80,9 @@ def job(log: str) -> Iterator[None]:
         except Exception as fault:
             sentence = fault_sentence(fault)
             if sentence is None:
-                file.write(traceback.format_exc())
-                sentence = f"{type(fault).__name__}: {fault} (an error of the program; the traceback is in {path})"
+                details = path.with_suffix(".traceback")
+                details.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
+                sentence = f"{type(fault).__name__}: {fault} (an error of the program; its traceback is {details})"
             print(f"seas: {sentence}", file=sys.stderr, flush=True)
             # os._exit would lose buffered output; SystemExit leaves Snakemake's own wrapper no traceback to print.
             sys.exit(1)

@@ -28,6 +28,14 @@ WEIGHTS = {
 }
 """Every file under the name that the stations use. They lie directly in the folder that the settings give."""
 
+LPIPS_TRUNKS = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}
+"""The names of LPIPS's backbones → those of their weights."""
+
+
+def has_paper_weights(lpips_backbone: str, folder: Path | str | None) -> bool:
+    """Whether the folder holds what the paper's metrics need: Inception, and the trunk of this LPIPS."""
+    return all(find_weights(name, folder) for name in ("inception_v3", LPIPS_TRUNKS[lpips_backbone]))
+
 
 def find_weights(name: str, folder: Path | str | None) -> Path | None:
     """The path of the weights ``name`` in ``folder``; None where the file, or the folder, is absent."""

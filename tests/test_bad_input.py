@@ -75,7 +75,7 @@ def base_lacking(part):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text("{}")
     (folder / part).parent.mkdir(parents=True, exist_ok=True)
-    return demo(base={"pretrained": "base"})
+    return demo(base={"pretrained": "base"}).check()
 
 
 CONFIGURATION = {
@@ -101,7 +101,7 @@ CONFIGURATION = {
     "threads of an unknown stage": (lambda: config_file("compute: {threads: {rpm: 2}}"), r"rpm is no stage"),
     "no yaml": (lambda: config_file("data: [1, 2"), r"own\.yaml is no YAML"),
     "a list instead of keys": (lambda: dataset_file("- root"), r"mine\.yaml: expected keys and values"),
-    "missing config file": (lambda: load_workflow([Path("none.yaml")]), r"none\.yaml does not exist"),
+    "missing config file": (lambda: load_workflow([Path("none.yaml")]), r"none\.yaml cannot be read: No such file"),
     "negative seed": (lambda: demo(seeds=[-1]), r"seeds is \[-1\]"),
     "no dataset": (lambda: demo(datasets=[]), r"'datasets' is \[\]"),
     "dataset twice": (lambda: demo(datasets=["mine", "mine"]), r"'mine' stands in the list twice"),
@@ -138,12 +138,32 @@ CONFIGURATION = {
         r"'rmp\.skipp' is no setting; did you mean 'skip'",
     ),
     "no base folder": (
-        lambda: demo(base={"pretrained": "nowhere"}),
+        lambda: demo(base={"pretrained": "nowhere"}).check(),
         r"base\.pretrained is 'nowhere', which is no folder",
     ),
     "base without weights": (
         lambda: base_lacking("vae/diffusion_pytorch_model.safetensors"),
         r"lacks vae/diffusion_pytorch_model\.safetensors",
+    ),
+    "a list as config file": (lambda: config_file("- data"), r"own\.yaml: expected keys and values, found \['data'\]"),
+    "a folder as config file": (lambda: load_workflow([Path("config")]), r"config cannot be read: Is a directory"),
+    "reserved name of a dataset": (lambda: demo(datasets=["report"]), r"'report' cannot name the dataset"),
+    "path as name of an experiment": (
+        lambda: demo(experiments=["../experiments/seas"]),
+        r"'\.\./experiments/seas' cannot name the experiment",
+    ),
+    "no shots": (lambda: config_file("data: {shots: 0}"), r"'data\.shots' is 0: "),
+    "masks from more steps than there are": (
+        lambda: config_file("generation: {steps: 2}"),
+        r"'generation': mask_steps is 3, but there are only 2 steps",
+    ),
+    "paper's extractors without their weights": (
+        lambda: demo(base={"pretrained": None}, metrics={"extractors": "paper", "weights_folder": "none"}).check(),
+        r"metrics\.extractors is 'paper' in seas on mine, but metrics\.weights_folder \(none\) lacks the weights",
+    ),
+    "up block that no base has": (
+        lambda: demo(base={"pretrained": None}, rmp={"unet_blocks": [9]}).check(),
+        r"rmp\.unet_blocks is \[9\] in seas on mine, but the base's U-Net has 4 up blocks",
     ),
     "base without tokenizer": (lambda: base_lacking("tokenizer/vocab.json"), r"lacks tokenizer/vocab\.json"),
 }
@@ -223,6 +243,42 @@ DATASET = {
     "no normals": (lambda p: [f.unlink() for f in (p / "train/good").iterdir()], r"train/good holds no image"),
     "no anomaly type": (lambda p: shutil.rmtree(p / "test"), r"test holds no anomaly type"),
     "odd name of a type": (lambda p: (p / "test/rust").rename(p / "test/röst, heavy"), r"rename the type"),
+    "too long and narrow": (
+        lambda p: save(np.zeros((2, 400, 3), np.uint8), p / "train/good/001.png"),
+        r"train/good/001\.png is 400×2 pixels; one side may be 20 times the other",
+    ),
+    "floating-point image": (
+        lambda p: Image.fromarray(np.ones((48, 48), np.float32)).save(p / "train/good/001.tif"),
+        r"train/good/001\.tif holds floating-point values",
+    ),
+    "transparent mask": (
+        lambda p: Image.new("RGBA", (48, 48), (255, 255, 255, 0)).save(p / "ground_truth/rust/001_mask.png"),
+        r"001_mask\.png is partly transparent",
+    ),
+    "two masks of one image": (
+        lambda p: shutil.copy(p / "ground_truth/rust/000_mask.png", p / "ground_truth/rust/000.png"),
+        r"several masks belong to the image '000'",
+    ),
+    "masks of a type without images": (
+        lambda p: shutil.copytree(p / "ground_truth/rust", p / "ground_truth/crack"),
+        r"ground_truth/crack: there are masks, but no folder .*test/crack",
+    ),
+    "abnormal images among the training images": (
+        lambda p: shutil.copytree(p / "test/rust", p / "train/rust"),
+        r"train/rust: only train/good trains",
+    ),
+    "folder within a type": (
+        lambda p: shutil.copytree(p / "test/rust", p / "test/rust/more"),
+        r"test/rust/more: folders within a type are not read",
+    ),
+    "picture of another kind": (
+        lambda p: (p / "test/rust/009.webp").write_bytes(b"x"),
+        r"009\.webp: this kind of picture is not read",
+    ),
+    "name that cannot be printed": (
+        lambda p: shutil.copy(p / "train/good/000.png", p / "train/good/a\nb.png"),
+        r"rename the file 'a\\nb\.png'",
+    ),
     "two images of one name": (
         lambda p: shutil.copy(p / "test/rust/000.png", p / "test/rust/000.jpg"),
         r"several images are called '000'",
@@ -287,6 +343,12 @@ def test_split(kind, house, capsys):
 def test_odd_product_name(house, capsys):
     action = lambda: odd_product(Path("data/mine/washer"))  # noqa: E731
     ends_in_one_sentence(action, r"'my washer' cannot be the name of a product; rename", capsys, house / "results")
+
+
+def test_a_product_without_normals(house, capsys):
+    (house / "data/mine/bolt/test/rust").mkdir(parents=True)
+    pattern = r"data/mine/bolt has no folder train/good"
+    ends_in_one_sentence(lambda: demo().products("mine"), pattern, capsys, house / "results")
 
 
 class TestWeights:
@@ -414,8 +476,9 @@ class TestDisk:
             raise ZeroDivisionError("a fault of the program")
         assert end.value.code == 1
         lines = sentences(capsys)
-        assert len(lines) == 1 and "ZeroDivisionError" in lines[0] and str(log) in lines[0]
-        assert "Traceback" in log.read_text()
+        assert len(lines) == 1 and "ZeroDivisionError" in lines[0] and str(log.with_suffix(".traceback")) in lines[0]
+        assert "Traceback" in log.with_suffix(".traceback").read_text()
+        assert "Traceback" not in log.read_text()
 
     def test_a_job_tells_a_fault_of_the_input_without_traceback(self, tmp_path, capsys):
         log = tmp_path / "stage.log"

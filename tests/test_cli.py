@@ -46,9 +46,31 @@ def test_generate(generator, rmp, tmp_path):
     assert again.exit_code == 1 and "exists already" in again.output
 
 
-@pytest.mark.parametrize("arguments", [["check", "nothing"], ["predict", "nowhere", "x.png", "--out", "out"]])
-def test_faults_end_with_one(arguments, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "nothing"],
+        ["check", "nothing", "--config", "folder"],
+        ["predict", "nowhere", "x.png", "--out", "out"],
+        ["miniature", "file"],
+        ["miniature", "file/below"],
+        ["miniature", "/proc/nothing"],
+        ["generate", "file", "--type", "rust", "-n", "1", "--out", "out"],
+    ],
+)
+def test_faults_end_with_one_sentence(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
     result = RUN.invoke(app, arguments)
     assert result.exit_code == 1
     assert result.output.startswith("seas: ") and "Traceback" not in result.output
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("arguments", [["--device", "tpu"], ["-n", "0"]])
+def test_arguments_out_of_range_are_refused(generator, tmp_path, arguments):
+    options = {"--type": "good", "-n": "1", "--out": str(tmp_path / "out")} | dict([arguments])
+    result = RUN.invoke(app, ["generate", str(generator), *(part for pair in options.items() for part in pair)])
+    assert result.exit_code == 2 and "Invalid value" in result.output and not (tmp_path / "out").exists()

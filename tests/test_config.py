@@ -108,7 +108,7 @@ def test_all_products_are_one_scope_and_a_choice_is_single_scopes(project):
 )
 def test_a_wrong_configuration_is_one_sentence(project, changes, sentence):
     with pytest.raises(InputError, match=sentence):
-        flow(**changes)
+        flow(**changes).check()
 
 
 def test_a_product_that_is_nowhere(project):
@@ -144,7 +144,22 @@ def test_faults_of_the_files(project):
 def test_two_bases_of_one_name_are_refused(project):
     (project / "config/experiments/big.yaml").write_text("extends: seas\nsettings: {base: {image_size: 32}}")
     with pytest.raises(InputError, match="base.name is 'b' in"):
-        flow(experiments=["big"])
+        flow(experiments=["big"]).check()
+
+
+def test_a_base_is_built_with_the_settings_of_the_experiment_that_builds_it(project):
+    text = "extends: seas\nsettings: {base: {pretrained: null, unet_updates: 10}}"
+    (project / "config/experiments/own_base.yaml").write_text(text)
+    both = flow(experiments=["seas", "own_base"], base={"name": "b", "pretrained": "somewhere"})
+    assert both.base_named("b").base.unet_updates == 10
+
+
+def test_a_dataset_without_the_wanted_product_does_not_run(project):
+    (project / "elsewhere/screw/train/good").mkdir(parents=True)
+    (project / "config/datasets/other.yaml").write_text("root: elsewhere")
+    both = flow(datasets=["mine", "other"], products=["screw"])
+    assert both.runs() == [("other", "seas", 0)]
+    assert not [path for path in both.results() if path.startswith("results/mine")]
 
 
 def test_settings_cannot_be_changed_later():

@@ -100,7 +100,6 @@ class TestSplit:
         [
             ({"a": 2}, {}, "the type 'a' has 2 images; 3 are needed"),
             ({"a": 4}, {"shots": 4}, "no image of the type 'a' is left to test"),
-            ({"a": 4}, {"shots": 0}, "data.shots is 0"),
         ],
     )
     def test_too_few(self, counts, options, message):
@@ -210,11 +209,23 @@ class TestIndex:
         mask[3, 4:6] = True  # the crop to 20×20 begins at column 5
         write_mask(mask, dataset / "bolt/ground_truth/cut/1_mask.png")
         table = index_samples(dataset, "mvtec_ad", "bolt")
-        kept = {
-            image: share
-            for image, share, _ in fitted_anomalies(table, dataset, DataSettings(image_size=32, fit="crop"))
-        }
-        assert kept["bolt/test/cut/1.png"] == 0.5
+        found = fitted_anomalies(table, dataset, DataSettings(image_size=32, fit="crop"))
+        assert {anomaly.image: anomaly.inside for anomaly in found}["bolt/test/cut/1.png"] == 0.5
+
+    def test_regions_that_fitting_loses(self, dataset):
+        mask = np.zeros((60, 90), bool)
+        mask[6:24, 6:24] = True
+        mask[45, 12:75] = True  # a line of one pixel beside the block: at 16 px it covers a fifth of a pixel
+        write_image(np.full((60, 90, 3), 99, np.uint8), dataset / "bolt/test/cut/1.png")
+        write_mask(mask, dataset / "bolt/ground_truth/cut/1_mask.png")
+        table = index_samples(dataset, "mvtec_ad", "bolt")
+
+        def found(size):
+            anomalies = fitted_anomalies(table, dataset, DataSettings(image_size=size))
+            return next(anomaly for anomaly in anomalies if anomaly.image.endswith("cut/1.png"))
+
+        assert (found(16).regions, found(16).lost) == (2, 1)
+        assert (found(96).regions, found(96).lost) == (2, 0)
 
 
 class TestCheck:
@@ -224,6 +235,13 @@ class TestCheck:
         assert "cut: 1 shots, 2 test" in text
         sheet = np.asarray(Image.open(tmp_path / "sheets/bolt.png"))
         assert (sheet == (255, 40, 40)).all(2).sum() > 20
+
+    def test_doubtful_masks_dark_images_and_a_missing_test_are_said(self, dataset, tmp_path):
+        write_mask(np.ones((20, 30), bool), dataset / "bolt/ground_truth/cut/1_mask.png")
+        text = check_dataset(dataset, "mvtec_ad", DataSettings(image_size=32), tmp_path / "sheets", ["bolt"])
+        assert "1 abnormal images have a mask over most of the image (is it inverted?): bolt/test/cut/1.png" in text
+        assert "4 images are dark, no value above 32 of 255: bolt/train/good/0.png" in text
+        assert "no good image is left to test" in text
 
     def test_faults_of_one_product_do_not_hide_the_others(self, dataset, tmp_path):
         shutil.copytree(dataset / "bolt", dataset / "nut")

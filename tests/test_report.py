@@ -169,6 +169,7 @@ def write_arm(run: Path, products: list[str], arm: str, seed: int) -> dict[str, 
     with artifact(folder, "downstream", {"downstream": {"updates": 100}, "compute": {"threads": 1}}) as partial:
         write_table(pd.DataFrame(rows), partial / "scores.parquet")
         write_table(pd.concat(curves), partial / "curves.parquet")
+        write_table(losses("loss", "head"), partial / "losses.parquet")
     return dict(model="bisenet_v2", trained_on=arm, scope="all", folder=str(folder))
 
 
@@ -363,7 +364,7 @@ def test_page_needs_no_network_and_embeds_every_figure(report):
     figures = sorted((report / "first" / "report" / "figures").rglob("*.png"))
     assert [figure.stem for figure in figures] == [
         *("arms_bisenet_v2", "curves_bisenet_v2_bottle", "curves_bisenet_v2_carpet"),
-        *("losses_bottle", "losses_carpet", "pairs_bottle", "pairs_carpet"),
+        *("losses_bisenet_v2_all", "losses_bottle", "losses_carpet", "pairs_bottle", "pairs_carpet"),
     ]
     sizes = [Image.open(io.BytesIO(content)).size for content in embedded]
     assert sorted(sizes) == sorted(Image.open(figure).size for figure in figures)

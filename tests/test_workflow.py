@@ -24,6 +24,7 @@ TINY = {
     "datasets": ["mine"],
     "base": {
         "name": "tiny",
+        "pretrained": None,
         "image_size": 32,
         "vae_channels": [8, 8, 8],
         "unet_channels": [16, 16, 16, 16],
@@ -39,7 +40,7 @@ TINY = {
     "data": {"image_size": 32, "normals": 4},
     "generator": {"updates_per_type": 2},
     "rmp": {"updates_per_type": 2},
-    "generation": {"pairs_per_type": 3, "normals": 4, "steps": 2, "redraws": 0},
+    "generation": {"pairs_per_type": 3, "normals": 4, "steps": 3, "redraws": 0},
     "downstream": {"image_size": 64, "updates": 2, "batch_size": 2},
 }
 
@@ -134,7 +135,7 @@ class TestRuns:
             ({"metrics": {"kid_subset_size": 3}}, {"metrics": 1, "report": 1}),
             ({"downstream": {"updates": 3}}, {"downstream": 3, "report": 1}),
             ({"downstream": {"trained_on": ["real", "real+generated"]}}, {"downstream": 1, "report": 1}),
-            ({"generation": {"steps": 3}}, {"generation": 1, "metrics": 1, "downstream": 1, "report": 1}),
+            ({"generation": {"steps": 4}}, {"generation": 1, "metrics": 1, "downstream": 1, "report": 1}),
             (
                 {"generator": {"da_weight": 0.5}},
                 {"generator": 1, "rmp": 1, "generation": 1, "metrics": 1, "downstream": 1, "report": 1},
@@ -174,6 +175,19 @@ class TestFaults:
         text = snakemake(finished, changed(finished, rmp={"skipp": True}), check=False)
         assert "'rmp.skipp' is no setting; did you mean 'skip'?" in text
         assert "Traceback" not in text
+
+    @pytest.mark.parametrize(
+        ("options", "sentence"),
+        [
+            (["--config", "products=[washr]"], "products: 'washr' is in none of the datasets; known are washer"),
+            (["--config", "datasets=[report]"], "'report' cannot name the dataset"),
+            (["results/mine/sea/seed0/rmp/washer"], "No rule to produce"),
+            (["results/mine/seas/seed0/rmp/washr"], "No rule to produce"),
+        ],
+    )
+    def test_a_typo_ends_before_the_first_job(self, finished, options, sentence):
+        text = snakemake(finished, "-n", *options, check=False)
+        assert sentence in text and "Traceback" not in text and "seas/config.py" not in text
 
     def test_a_wrong_mask_ends_in_one_sentence_and_keeps_what_is_finished(self, finished):
         mask = finished / "data/mine/washer/ground_truth/rust/001_mask.png"

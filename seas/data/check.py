@@ -11,13 +11,17 @@ from seas.data.index import fitted_anomalies, index_samples
 from seas.data.settings import DataSettings
 from seas.data.split import read_groups, split_samples
 from seas.errors import InputError
-from seas.images import load_fitted, outlined, write_image
+from seas.images import load_fitted, outlined, read_image, write_image
 
 CELL = 128
 COLUMNS = 8
 MARGIN = 18
 KEPT_OF_AN_ANOMALY = 0.5
 SMALL = 4
+LARGEST_SHARE = 0.6
+"""A mask that covers more of its image is shown as doubtful."""
+DARK = 32
+"""Grey levels: where no pixel of a photograph is brighter, it is shown as dark (12 bits stored in 16, say)."""
 
 
 def check_dataset(root: Path, layout: str, data: DataSettings, output: Path, products: Sequence[str]) -> str:
@@ -56,21 +60,30 @@ def _check_product(root: Path, layout: str, data: DataSettings, output: Path, pr
         lines.append(
             f"  {name}: {counts.get('shot', 0)} shots, {counts.get('test', 0)} test"
             + (f", {counts['left_out']} left out (grouped with a shot)" if "left_out" in counts else "")
-            + f"; the defect covers {area.min():.2g} to {area.max():.2g} % of the image"
+            + f"; the defect covers {area.min():.3g} to {area.max():.3g} % of the image"
         )
     anomalies = list(fitted_anomalies(split, root, data))
+    abnormal = split[split.type != "good"]
+    most = abnormal[abnormal.anomaly_pixels > LARGEST_SHARE * abnormal.width * abnormal.height]
     for what, images in (
         (
             "lose their whole defect by fitting (an error when the chain runs)",
-            [i for i, _, pixels in anomalies if pixels == 0],
+            [a.image for a in anomalies if not a.pixels],
         ),
-        ("lose more than half of it", [i for i, kept, pixels in anomalies if pixels and kept < KEPT_OF_AN_ANOMALY]),
-        (f"keep a defect of fewer than {SMALL} pixels", [i for i, _, pixels in anomalies if 0 < pixels < SMALL]),
+        ("lose more than half of it", [a.image for a in anomalies if a.pixels and a.inside < KEPT_OF_AN_ANOMALY]),
+        ("lose some of several defects", [a.image for a in anomalies if a.pixels and a.lost]),
+        (f"keep a defect of fewer than {SMALL} pixels", [a.image for a in anomalies if 0 < a.pixels < SMALL]),
+        ("have a mask over most of the image (is it inverted?)", list(most.image)),
     ):
         if images:
             lines.append(
                 f"  {len(images)} abnormal images {what}: {', '.join(images[:5])}{', …' if len(images) > 5 else ''}"
             )
+    dark = [image for image in split.image if read_image(root / image).max() < DARK]
+    if dark:
+        lines.append(f"  {len(dark)} images are dark, no value above {DARK} of 255: {', '.join(dark[:5])}")
+    if not ((split.type == "good") & (split.role == "test")).any():
+        lines.append("  no good image is left to test: scores at image level will be undefined")
     write_image(_contact_sheet(split, root, data), output / f"{product}.png")
     return "\n".join(lines)
 

@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.ndimage import label
 
 from seas.artifacts import read_table, write_table
 from seas.data import mvtec_ad
@@ -13,9 +15,11 @@ from seas.data.mvtec_ad import Sample, raise_faults
 from seas.data.settings import DataSettings
 from seas.data.split import read_groups, split_samples
 from seas.errors import InputError
-from seas.images import fit, placement, read_image, read_mask
+from seas.images import Placement, fit, placement, read_image, read_mask
 from seas.training import progress
 
+LONGEST = 20
+"""Sides of a photograph may differ by this factor; beyond it nothing is left of one side in a square."""
 READERS: dict[str, ModuleType] = {"mvtec_ad": mvtec_ad}
 """The reader of each layout: ``list_products``, ``list_samples`` and ``fingerprint``."""
 
@@ -39,6 +43,10 @@ def index_samples(root: Path, layout: str, product: str) -> pd.DataFrame:
 
 def _row(root: Path, product: str, sample: Sample) -> dict:
     height, width = read_image(root / sample.image).shape[:2]
+    if max(height, width) > LONGEST * min(height, width):
+        raise InputError(
+            f"{root / sample.image} is {width}×{height} pixels; one side may be {LONGEST} times the other at most"
+        )
     anomaly_pixels = 0
     if sample.mask:
         mask = read_mask(root / sample.mask)
@@ -62,14 +70,45 @@ def index_product(root: Path, layout: str, product: str, *, output: Path) -> Non
     write_table(index_samples(root, layout, product), output)
 
 
-def fitted_anomalies(table: pd.DataFrame, root: Path, data: DataSettings) -> Iterator[tuple[str, float, int]]:
-    """What fitting leaves of each abnormal image's mask: (image, share of the anomaly that stays inside, pixels after fitting)."""
+class FittedAnomaly(NamedTuple):
+    """What fitting leaves of an abnormal image's mask.
+
+    inside: the share of the anomaly that is not cut off. pixels: of the mask after fitting. regions, lost: how many
+    connected regions the mask has, and how many of them leave no pixel.
+    """
+
+    image: str
+    inside: float
+    pixels: int
+    regions: int
+    lost: int
+
+
+def fitted_anomalies(table: pd.DataFrame, root: Path, data: DataSettings) -> Iterator[FittedAnomaly]:
+    """What fitting leaves of each abnormal image's mask."""
     for row in table[table.type != "good"].itertuples():
         mask = read_mask(Path(root) / row.mask)
         fitted = fit(np.zeros((*mask.shape, 3), np.uint8), mask, data.image_size, data.fit).mask
         place = placement(*mask.shape, data.image_size, data.fit)
         seen = mask[_seen(mask.shape[0], place.height, place.top), _seen(mask.shape[1], place.width, place.left)]
-        yield row.image, float(seen.sum() / mask.sum()), int(fitted.sum())
+        regions, count = label(mask, np.ones((3, 3)))
+        lost = 0
+        if count > 1:
+            kept = {int(number) for number in np.unique(_regions_seen(regions, fitted, place))} - {0}
+            lost = count - len(kept)
+        elif not fitted.any():
+            lost = 1
+        yield FittedAnomaly(row.image, float(seen.sum() / mask.sum()), int(fitted.sum()), count, lost)
+
+
+def _regions_seen(regions: np.ndarray, fitted: np.ndarray, place: Placement) -> np.ndarray:
+    """The numbers of the regions, int (H, W), below the fitted mask's pixels, bool (S, S)."""
+    size = len(fitted)
+    rows = ((np.arange(regions.shape[0]) + 0.5) * place.height / regions.shape[0] + place.top).astype(int)
+    columns = ((np.arange(regions.shape[1]) + 0.5) * place.width / regions.shape[1] + place.left).astype(int)
+    inside = np.ix_((rows >= 0) & (rows < size), (columns >= 0) & (columns < size))
+    below = fitted[np.ix_(rows[(rows >= 0) & (rows < size)], columns[(columns >= 0) & (columns < size)])]
+    return regions[inside][below]
 
 
 def _seen(length: int, resized: int, offset: int) -> slice:
@@ -86,7 +125,7 @@ def split_product(index: Path, settings: DataSettings, seed: int, *, root: Path,
     table = read_table(index)
     groups = read_groups(Path(root), table["product"].iloc[0], settings.groups) if settings.groups else {}
     split = split_samples(table, settings, seed, groups)
-    cut = [image for image, _, pixels in fitted_anomalies(split, root, settings) if pixels == 0]
+    cut = [anomaly.image for anomaly in fitted_anomalies(split, root, settings) if anomaly.pixels == 0]
     raise_faults(
         Path(root) / table["product"].iloc[0],
         [

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from seas.errors import InputError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+OTHER_PICTURES = {".webp", ".gif", ".jp2", ".heic", ".ppm", ".pgm", ".tga"}
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 UNIFIED = "all"
 """No product bears this name: it stands for the model of all products."""
@@ -31,10 +32,16 @@ class Sample(NamedTuple):
 def list_products(root: Path) -> list[str]:
     """The products of a dataset, by name.
 
-    Raises InputError for a product whose name cannot be used in a path of the results.
+    Raises InputError for a product whose name cannot be used in a path of the results, or that lacks train/good.
     """
-    products = sorted(folder.name for folder in Path(root).iterdir() if (folder / "train/good").is_dir())
+    products = sorted(
+        folder.name for folder in _folders(Path(root)) if (folder / "train").is_dir() or (folder / "test").is_dir()
+    )
     for product in products:
+        if not (Path(root) / product / "train/good").is_dir():
+            raise InputError(
+                f"{Path(root) / product} has no folder train/good; a product needs normal images to train on"
+            )
         if not SAFE_NAME.fullmatch(product) or product == UNIFIED:
             raise InputError(
                 f"{Path(root) / product}: '{product}' cannot be the name of a product; rename the folder, "
@@ -53,8 +60,20 @@ def list_samples(root: Path, product: str) -> list[Sample]:
     good = _images(folder / "train/good")
     if not good:
         faults.append(f"{folder / 'train/good'} holds no image")
+    faults += [
+        f"{path}: only train/good trains; abnormal images belong into {folder / 'test'}"
+        for path in _folders(folder / "train")
+        if path.name != "good"
+    ]
     samples = [Sample("good", "train", _relative(path, root), "") for path in good]
     types = sorted(path for path in _folders(folder / "test"))
+    faults += [
+        f"{path}: there are masks, but no folder {folder / 'test' / path.name}"
+        for path in sorted(_folders(folder / "ground_truth"))
+        if path.name not in {kind.name for kind in types}
+    ]
+    for path in [folder / "train/good", *types]:
+        faults += _unread(path)
     if not [path for path in types if path.name != "good"]:
         faults.append(f"{folder / 'test'} holds no anomaly type (a folder of images beside 'good')")
     for path in types:
@@ -66,7 +85,13 @@ def list_samples(root: Path, product: str) -> list[Sample]:
         if path.name == "good":
             samples += [Sample("good", "test", _relative(image, root), "") for image in images]
             continue
-        masks = {mask.stem.removesuffix("_mask"): mask for mask in _images(folder / "ground_truth" / path.name)}
+        drawn = _images(folder / "ground_truth" / path.name)
+        masks = {mask.stem.removesuffix("_mask"): mask for mask in drawn}
+        faults += [
+            f"{folder / 'ground_truth' / path.name}: several masks belong to the image '{stem}'"
+            for stem, count in Counter(mask.stem.removesuffix("_mask") for mask in drawn).items()
+            if count > 1
+        ]
         faults += [
             f"{image}: its mask is missing from {folder / 'ground_truth' / path.name}"
             for image in images
@@ -121,9 +146,28 @@ def _folders(folder: Path) -> Iterable[Path]:
     )
 
 
+def _unread(folder: Path) -> list[str]:
+    """What lies in a folder of photographs and is not read, or not safely: a fault each."""
+    faults = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.name.startswith("."):
+            continue
+        if not path.name.isprintable():
+            faults.append(
+                f"{folder}: rename the file {ascii(path.name)}; its name holds characters that cannot be printed"
+            )
+        elif path.is_dir():
+            faults.append(f"{path}: folders within a type are not read; move the images up")
+        elif path.suffix.lower() in OTHER_PICTURES:
+            faults.append(f"{path}: this kind of picture is not read; save it as PNG")
+    return faults
+
+
 def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.name.isprintable()
     )

@@ -1,10 +1,12 @@
 """Settings of the data station: which photographs train, and how they are fitted to the networks."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from seas.settings import StationSettings, setting
 
-INDEX_STAGE_VERSION = 1
+INDEX_STAGE_VERSION = 2
 SPLIT_STAGE_VERSION = 1
 
 
@@ -20,7 +22,7 @@ class DataSettings(StationSettings):
         "and leaves the padding out of losses and scores",
         source="ours; released code: crop",
     )
-    shots: Literal["third"] | int = setting(
+    shots: Literal["third"] | Annotated[int, Field(ge=1, strict=True)] = setting(
         "third", "abnormal training shots of each type: a third of them, or a number", source="Sec. 4.1, Tab. 11"
     )
     normals: int = setting(60, "normal images that generator and RMP train on", unit="images", source="Sec. 4.1", ge=1)

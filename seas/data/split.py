@@ -20,8 +20,6 @@ def split_samples(table: pd.DataFrame, settings: DataSettings, seed: int, groups
 
     Raises InputError when a type has too few images to train and to test.
     """
-    if settings.shots != "third" and settings.shots < 1:
-        raise InputError(f"data.shots is {settings.shots}; give 'third' or a number from 1")
     table = table.sort_values(["folder", "type", "image"], ignore_index=True)
     group = table.image.map(lambda image: groups.get(image, f"image {image}"))
     types = sorted(set(table.type) - {"good"})

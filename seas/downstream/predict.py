@@ -59,7 +59,9 @@ def _photographs(images: Sequence[Path]) -> dict[str, Path]:
     paths: list[Path] = []
     for given in map(Path, images):
         if given.is_dir():
-            inside = sorted(path for path in given.rglob("*") if path.suffix.lower() in SUFFIXES)
+            inside = sorted(
+                path for path in given.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+            )
             if not inside:
                 raise InputError(f"the folder {given} holds no photograph ({', '.join(sorted(SUFFIXES))})")
             paths += inside

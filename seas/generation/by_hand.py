@@ -39,15 +39,16 @@ def generate_by_hand(
         beside = None
     elif not beside.is_dir():
         raise InputError(f"there is no mask branch at {beside}; name its folder with --rmp")
-    settings, compute = _settings_beside(run / "generation" / product)
-    compute = compute.model_copy(update={"device": device})
+    settings, compute = _settings_beside(run / "generation" / product, device)
     print(f"settings: {json.dumps(settings.model_dump(mode='json'))}", flush=True)
     wanted = {anomaly_type: range(first, first + number)}
     generate_tree(generator, beside, wanted, settings, compute, seed, output=output)
 
 
-def _settings_beside(generation: Path) -> tuple[GenerationSettings, ComputeSettings]:
+def _settings_beside(generation: Path, device: str) -> tuple[GenerationSettings, ComputeSettings]:
     if not generation.is_dir():
-        return GenerationSettings(), ComputeSettings()
+        precision = "fp32" if device == "cpu" else "bf16"
+        return GenerationSettings(), ComputeSettings(device=device, precision=precision, threads=1)
     settings = read_manifest(generation)["settings"]
-    return GenerationSettings(**settings["generation"]), ComputeSettings(**settings["compute"])
+    compute = ComputeSettings(**settings["compute"] | {"device": device})
+    return GenerationSettings(**settings["generation"]), compute

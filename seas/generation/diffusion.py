@@ -54,7 +54,6 @@ def generate_tree(
     obeyed["wanted"] = {name: [min(indices), max(indices)] for name, indices in wanted.items() if len(indices)}
     inputs = {"generator": generator} | ({"rmp": rmp} if rmp else {})
     provenance = Provenance.of("generation", STAGE_VERSION, obeyed, seed, inputs)
-    pieces = working_folder(output, provenance)
 
     prompts = Prompts.load(generator)
     for name in wanted:
@@ -65,6 +64,7 @@ def generate_tree(
     pipeline = load_pipeline(generator, device)
     network = load_rmp(rmp, pipeline, device) if rmp else None
     sampler = PairSampler(pipeline, network, prompts, load_start_normals(generator), settings, compute, seed)
+    pieces = working_folder(output, provenance)
     for name, indices in wanted.items():
         _make(sampler, name, indices, pieces, f"generation {prompts.product} {name}")
     rows = [
@@ -82,6 +82,7 @@ def _make(sampler: PairSampler, anomaly_type: str, indices: Sequence[int], piece
     done = {row["index"] for file in records.glob(FINISHED_BATCHES) for row in json.loads(file.read_text())}
     waiting = deque((index, 0) for index in indices if index not in done)
     bar = progress(range(len(waiting)), label, done=len(indices) - len(waiting))
+    next(bar, None)
     settings = sampler.settings
     while waiting:
         batch = [waiting.popleft() for _ in range(min(settings.batch_size, len(waiting)))]
@@ -96,4 +97,3 @@ def _make(sampler: PairSampler, anomaly_type: str, indices: Sequence[int], piece
             next(bar, None)
         if rows:
             write_json(rows, records / f"{rows[0]['index']:06d}.json")
-    next(bar, None)

@@ -18,10 +18,7 @@ from seas.images import to_tensor
 from seas.metrics.settings import MetricsSettings
 from seas.settings import ComputeSettings
 from seas.training import autocast
-from seas.weights import find_weights, verified
-
-LPIPS_TRUNKS = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}
-"""The names of LPIPS's backbones → those of their weights."""
+from seas.weights import LPIPS_TRUNKS, has_paper_weights, verified
 
 
 class FeatureExtractor(Protocol):
@@ -44,8 +41,7 @@ def build_extractor(settings: MetricsSettings, device: torch.device, compute: Co
 
     Raises InputError when the paper's are asked for and their weights are absent or damaged.
     """
-    needed = ("inception_v3", LPIPS_TRUNKS[settings.lpips_backbone])
-    present = all(find_weights(name, settings.weights_folder) for name in needed)
+    present = has_paper_weights(settings.lpips_backbone, settings.weights_folder)
     if settings.extractors == "paper" or (settings.extractors == "auto" and present):
         return PaperExtractors(settings.weights_folder, settings.lpips_backbone, device, compute)
     return EfficientNetLite0(device, compute)

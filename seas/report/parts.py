@@ -281,11 +281,18 @@ def paper_table(compared: pd.DataFrame) -> TextTable:
 
 def _losses(run: ReportedRun, figures: Path) -> Block:
     pictures = []
+    models: dict[tuple[str, str], dict[str, Path]] = {}
     for product, results in run.products.items():
         path = figures / f"losses_{product}.png"
         trainers = {"generator": results.generator, "mask branch (RMP)": results.rmp}
         loss_curves({name: read_table(folder / "losses.parquet") for name, folder in trainers.items()}, path)
         pictures.append(Picture(path, f"{product}: losses of seed {run.seed}, as recorded and as a running mean."))
+    for arm in run.downstream:
+        models.setdefault((arm.model, arm.scope), {})[ARM_LABELS.get(arm.trained_on, arm.trained_on)] = arm.folder
+    for (model, scope), folders in models.items():
+        path = figures / f"losses_{model}_{scope}.png"
+        loss_curves({name: read_table(folder / "losses.parquet") for name, folder in folders.items()}, path)
+        pictures.append(Picture(path, f"{model} ({scope}): losses of seed {run.seed}, one panel an arm."))
     return Block("Training", pictures=pictures)
 
 

@@ -16,6 +16,7 @@ rule metrics:
         settings=lambda wc: flow.parameters(
             flow.settings(wc.dataset, wc.experiment), "metrics", "data", stage="metrics"
         ),
+        paper_weights=lambda wc: flow.has_paper_weights(wc.dataset, wc.experiment),
         root=lambda wc: str(flow.datasets[wc.dataset].root),
         stage_version=metrics_settings.STAGE_VERSION,
     script:
