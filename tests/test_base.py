@@ -1,12 +1,16 @@
 """The base: tokenizer, corpus, VAE's linear anchor, training that resumes, loading of what the user brings."""
 
+import hashlib
 import json
+import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
@@ -15,7 +19,7 @@ from seas.base import train as base_train
 from seas.base.corpus import OUTLINE_SHARES, OUTLINES, corpus_image, vocabulary
 from seas.base.model import build_base, build_tokenizer, load_base
 from seas.base.pretrained import check_base
-from seas.base.settings import BaseSettings
+from seas.base.settings import STAGE_VERSION, BaseSettings
 from seas.base.train import rate, train_base
 from seas.base.vae import LinearCode, start_at_code, vae_losses
 from seas.errors import InputError
@@ -23,6 +27,7 @@ from seas.images import to_tensor
 from seas.seeding import rng
 from seas.settings import ComputeSettings
 
+REPOSITORY = Path(__file__).parent.parent
 CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
 TINY = BaseSettings(
     name="tiny",
@@ -176,7 +181,7 @@ class TestLinearCode:
         assert float(losses["anchor"].detach()) == pytest.approx(
             float(((posterior.mean - code(images)) ** 2).mean()), rel=1e-4
         )
-        total = losses["mse"] + 0.2 * losses["l1"] + 2 * losses["chroma"] + 0.1 * losses["anchor"] + 2e-8 * losses["kl"]
+        total = losses["mse"] + 0.2 * losses["l1"] + 2 * losses["chroma"] + 0.1 * losses["anchor"]
         assert float(losses["loss"].detach()) == pytest.approx(float(total.detach()), rel=1e-5)
 
 
@@ -218,4 +223,48 @@ class TestTraining:
         with torch.no_grad():
             latents = pipeline.vae.encode(images).latent_dist.mean * pipeline.vae.config.scaling_factor
         assert float(latents.std()) == pytest.approx(1, rel=1e-3)
+        deviation = pipeline.vae.encode(images).latent_dist.std.detach()
+        assert torch.allclose(deviation, torch.tensor(0.02), rtol=1e-2), "training widened the posterior"
         assert len(pd.read_parquet(tmp_path / "base/unet_losses.parquet")) == 2
+
+
+class TestShipped:
+    """The base that ships with the project."""
+
+    FOLDER = REPOSITORY / "seas/base/small"
+
+    def test_it_is_what_its_recipe_says(self):
+        recipe = BaseSettings(**yaml.safe_load((REPOSITORY / "config/base.yaml").read_text())["base"])
+        made = json.loads((self.FOLDER / "manifest.json").read_text())
+        assert made["settings"]["base"] == recipe.model_dump(mode="json")
+        assert made["stage_version"] == STAGE_VERSION
+
+    def test_its_files_are_whole_and_small(self):
+        made = json.loads((self.FOLDER / "manifest.json").read_text())
+        assert made["content"] == {
+            name: hashlib.sha256((self.FOLDER / name).read_bytes()).hexdigest() for name in made["content"]
+        }
+        assert sum(path.stat().st_size for path in self.FOLDER.rglob("*.safetensors")) < 30e6
+
+    def test_it_knows_the_captions_words(self):
+        tokenizer = load_base(self.FOLDER).tokenizer
+        assert all(len(tokenizer(word, add_special_tokens=False).input_ids) == 1 for word in vocabulary())
+
+    def test_it_keeps_a_picture_and_predicts_noise(self):
+        pipeline = load_base(self.FOLDER)
+        images = to_tensor(np.stack([corpus_image(1, index, 64)[0] for index in range(8)]))
+        captions = [corpus_image(1, index, 64)[1] for index in range(8)]
+        scheduler, timesteps = pipeline.scheduler, torch.full((8,), 300)
+        with torch.no_grad():
+            posterior = pipeline.vae.encode(images).latent_dist
+            latents = posterior.sample(torch.Generator().manual_seed(0))
+            decoded = pipeline.vae.decode(latents).sample
+            latents = latents * pipeline.vae.config.scaling_factor
+            noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+            noisy = scheduler.add_noise(latents, noise, timesteps)
+            ids = pipeline.tokenizer(captions, padding="max_length", max_length=32, return_tensors="pt").input_ids
+            velocity = pipeline.unet(noisy, timesteps, pipeline.text_encoder(ids)[0]).sample
+        signal = scheduler.alphas_cumprod[300]
+        clean = signal.sqrt() * noisy - (1 - signal).sqrt() * velocity
+        assert 10 * math.log10(4 / float(((decoded - images) ** 2).mean())) > 32
+        assert float(((clean - latents) ** 2).mean()) < 0.2 * float((latents**2).mean())

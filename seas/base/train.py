@@ -12,7 +12,7 @@ from seas.artifacts import Provenance, working_folder, write_table, writing_fold
 from seas.base.corpus import corpus_image, vocabulary
 from seas.base.model import build_base, training_target
 from seas.base.settings import STAGE_VERSION, BaseSettings
-from seas.base.vae import LinearCode, start_at_code, vae_losses
+from seas.base.vae import LinearCode, narrow_posterior, start_at_code, vae_losses
 from seas.images import to_tensor
 from seas.seeding import rng, seed_of, torch_rng
 from seas.settings import ComputeSettings
@@ -101,6 +101,7 @@ def _train_vae(
         checkpoint_every=settings.checkpoint_every,
         tensorboard=tensorboard and tensorboard / "vae",
     )
+    narrow_posterior(vae)
     vae.eval().requires_grad_(False)
     return table
 

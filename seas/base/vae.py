@@ -1,5 +1,7 @@
 """Training a small VAE in minutes: it starts as the linear code of the corpus's patches, and its latents stay near that code."""
 
+import math
+
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
@@ -8,11 +10,10 @@ from torch.nn.functional import avg_pool2d, conv2d, l1_loss, mse_loss, pixel_uns
 ANCHOR_WEIGHT = 0.1
 CHROMA_WEIGHT = 2.0
 L1_WEIGHT = 0.2
-KL_WEIGHT = 2e-8
 LATENT_NOISE = 0.02
+"""Deviation of the noise on the latents that the decoder learns to bear, and that of the encoder's posterior."""
 STEADY = 6.0
 """Value of the channel that keeps a group norm from dividing a picture's brightness away, in deviations of the code."""
-LOG_VARIANCE = -10.0
 RIDGE = 1e-6
 
 
@@ -66,12 +67,22 @@ def start_at_code(vae: AutoencoderKL, code: LinearCode, images: Tensor) -> None:
     downsamplers[-1].weight[latents] = 0
     downsamplers[-1].bias[latents] = STEADY
     _fit(vae.encoder.conv_out, lambda: vae.encoder(images), target)
-    vae.encoder.conv_out.weight[latents:] = 0
-    vae.encoder.conv_out.bias[latents:] = LOG_VARIANCE
     _pass_on(vae.decoder.conv_in, latents)
     vae.decoder.conv_in.weight[latents] = 0
     vae.decoder.conv_in.bias[latents] = STEADY
     _fit(vae.decoder.conv_out, lambda: vae.decode(target), images)
+
+
+@torch.no_grad()
+def narrow_posterior(vae: AutoencoderKL) -> None:
+    """Give the posterior the same small deviation everywhere, that of the noise which the decoder learned to bear.
+
+    No loss teaches the deviation: a KL term, however weak, would be all of its gradient, and Adam would follow it to
+    unit variance, which drowns the latents of a fine-tuning in noise.
+    """
+    latents = vae.config.latent_channels
+    vae.quant_conv.weight[latents:] = 0
+    vae.quant_conv.bias[latents:] = 2 * math.log(LATENT_NOISE)
 
 
 def _pass_on(convolution: nn.Conv2d, channels: int) -> None:
@@ -132,7 +143,6 @@ def vae_losses(vae: AutoencoderKL, code: LinearCode, images: Tensor, noise: Tens
         "l1": l1_loss(decoded, images),
         "chroma": mse_loss(*chroma),
         "anchor": mse_loss(posterior.mean, code(images)),
-        "kl": posterior.kl().mean(),
     }
     reconstruction = losses["mse"] + L1_WEIGHT * losses["l1"] + CHROMA_WEIGHT * losses["chroma"]
-    return {"loss": reconstruction + ANCHOR_WEIGHT * losses["anchor"] + KL_WEIGHT * losses["kl"], **losses}
+    return {"loss": reconstruction + ANCHOR_WEIGHT * losses["anchor"], **losses}
