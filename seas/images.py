@@ -147,6 +147,12 @@ def valid_box(valid: np.ndarray) -> tuple[int, int, int, int]:
     return int(rows[0]), int(columns[0]), int(rows[-1] - rows[0] + 1), int(columns[-1] - columns[0] + 1)
 
 
+def valid_part(valid: np.ndarray) -> tuple[slice, slice]:
+    """``valid_box`` as the rows and columns that it holds."""
+    top, left, height, width = valid_box(valid)
+    return slice(top, top + height), slice(left, left + width)
+
+
 def to_tensor(image: np.ndarray) -> Tensor:
     """uint8 (..., H, W, 3) → float32 (..., 3, H, W) in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, -3).float() / 127.5 - 1

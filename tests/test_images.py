@@ -43,6 +43,24 @@ class TestReading:
         read = self.saved(tmp_path, Image.fromarray(GREY.astype(np.uint16) * 257))
         assert np.array_equal(read[..., 0], GREY)
 
+    def test_sixteen_bit_does_not_depend_on_the_images_own_brightness(self, tmp_path):
+        for value, expected in ((200, 1), (300, 1), (4095, 16), (65535, 255)):
+            Image.fromarray(np.full((4, 4), value, np.uint16)).save(tmp_path / "16.png")
+            assert (read_image(tmp_path / "16.png") == expected).all()
+
+    def test_it_is_turned_as_its_exif_says(self, tmp_path):
+        picture = np.zeros((8, 16, 3), np.uint8)
+        picture[:, :8] = 255
+        exif = Image.Exif()
+        exif[0x0112] = 6  # shown after a quarter turn clockwise: the left half becomes the upper one
+        Image.fromarray(picture).save(tmp_path / "turned.png", exif=exif)
+        shown = read_image(tmp_path / "turned.png")
+        assert shown.shape == (16, 8, 3) and (shown[:8] == 255).all() and (shown[8:] == 0).all()
+
+    def test_an_opaque_alpha_channel_of_a_mask_is_no_fault(self, tmp_path):
+        Image.new("RGBA", (4, 4), (255, 255, 255, 255)).save(tmp_path / "mask.png")
+        assert read_mask(tmp_path / "mask.png").all()
+
     def test_palette(self, tmp_path):
         colours = np.zeros((4, 4, 3), np.uint8)
         colours[:2] = (255, 0, 0)

@@ -10,7 +10,7 @@ from seas.artifacts import Provenance, read_table, writing_folder
 from seas.data.settings import DataSettings
 from seas.generation.settings import CROP_AND_PASTE_STAGE_VERSION
 from seas.generation.tree import write_generated, write_images_table
-from seas.images import Fitted, augment, load_fitted, valid_box
+from seas.images import Fitted, augment, load_fitted, valid_box, valid_part
 from seas.seeding import rng
 from seas.training import progress
 
@@ -41,8 +41,7 @@ def crop_and_paste_product(
                 )
                 turn = int(random.integers(8)) if data.augmentation else 0
                 image, mask = paste(random, defect, normal, turn)
-                top, left, height, width = valid_box(normal.valid)
-                part = (slice(top, top + height), slice(left, left + width))
+                part = valid_part(normal.valid)
                 rows.append(
                     write_generated(folder, name, index, image[part], mask[part], source_normal=source, draws=1)
                 )

@@ -15,7 +15,7 @@ from torch import Tensor
 from seas.artifacts import read_table, write_table
 from seas.data.settings import DataSettings
 from seas.errors import InputError
-from seas.images import Fitted, load_fitted, read_image, read_mask, shrink_mask, valid_box
+from seas.images import Fitted, load_fitted, read_image, read_mask, shrink_mask, valid_part
 from seas.metrics.diversity import ic_lpips
 from seas.metrics.extractors import FeatureExtractor, build_extractor
 from seas.metrics.quality import inception_score, kid
@@ -169,8 +169,7 @@ class _Evaluation:
 
 
 def _without_padding(fitted: Fitted) -> tuple[np.ndarray, np.ndarray]:
-    top, left, height, width = valid_box(fitted.valid)
-    part = (slice(top, top + height), slice(left, left + width))
+    part = valid_part(fitted.valid)
     return fitted.image[part], fitted.mask[part]
 
 
