@@ -300,7 +300,7 @@ class Workflow:
             if settings.metrics.extractors == "paper" and not self.has_paper_weights(dataset, experiment):
                 raise InputError(
                     f"metrics.extractors is 'paper' in {where}, but metrics.weights_folder "
-                    f"({settings.metrics.weights_folder}) lacks the weights; see config/README.md"
+                    f"({settings.metrics.weights_folder}) lacks the weights; README.md names the files"
                 )
             blocks = self._unet_blocks(settings)
             if max(settings.rmp.unet_blocks) > blocks:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -244,6 +245,8 @@ class TestShipped:
         assert made["content"] == {
             name: hashlib.sha256((self.FOLDER / name).read_bytes()).hexdigest() for name in made["content"]
         }
+        configs = [path.read_text() for path in self.FOLDER.rglob("*.json")]
+        assert not any(re.search(r'"_name_or_path": "/', text) for text in configs)
         assert sum(path.stat().st_size for path in self.FOLDER.rglob("*.safetensors")) < 30e6
 
     def test_it_knows_the_captions_words(self):
