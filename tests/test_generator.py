@@ -507,6 +507,10 @@ class TestTraining:
             for a, b in zip(before.vae.state_dict().values(), after.vae.state_dict().values(), strict=True)
         )
 
+    def test_the_folder_names_no_path_of_the_machine(self, tiny_base, trained):
+        for path in trained.rglob("*.json"):
+            assert str(tiny_base.parent) not in path.read_text(), path
+
     def test_start_normals_are_the_splits(self, trained, miniature):
         normals = load_start_normals(trained)
         split = pd.read_parquet(miniature.split)

@@ -126,13 +126,14 @@ def _merged(symbols: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def load_base(folder: Path) -> StableDiffusionPipeline:
-    """A pipeline from its folder, in fp32, without a safety checker.
+    """A pipeline from its folder, in fp32, without a safety checker. It forgets where it came from, so that what is saved
+    of it names no path.
 
     Raises InputError when a part is missing or damaged.
     """
     check_base(folder)
     try:
-        return StableDiffusionPipeline.from_pretrained(
+        pipeline = StableDiffusionPipeline.from_pretrained(
             folder,
             safety_checker=None,
             feature_extractor=None,
@@ -142,6 +143,9 @@ def load_base(folder: Path) -> StableDiffusionPipeline:
         )
     except Exception as fault:
         raise InputError(f"the pipeline {folder} cannot be loaded: {' '.join(str(fault).split())}") from None
+    for part in (pipeline, pipeline.unet, pipeline.vae):
+        part.register_to_config(_name_or_path="")
+    return pipeline
 
 
 def training_target(scheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
