@@ -72,7 +72,8 @@ def read_mask(path: Path) -> np.ndarray:
     image = _opened(path)
     if "A" in image.getbands() and image.getchannel("A").getextrema()[0] < 255:
         raise InputError(f"the mask {path} is partly transparent; save it as a grey picture without an alpha channel")
-    values = np.asarray(image if image.mode in ("1", "L", "P") else _eight_bit(image, path).convert("L"))
+    plain = image.mode in ("1", "L", "P") or image.mode.startswith("I")  # any number but 0 marks: nothing is scaled
+    values = np.asarray(image if plain else _eight_bit(image, path).convert("L"))
     found = np.unique(values)
     if len(found) > 2 or (len(found) == 2 and found[0] != 0):
         raise InputError(

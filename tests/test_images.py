@@ -57,6 +57,13 @@ class TestReading:
         shown = read_image(tmp_path / "turned.png")
         assert shown.shape == (16, 8, 3) and (shown[:8] == 255).all() and (shown[8:] == 0).all()
 
+    @pytest.mark.parametrize("value", [1, 255, 65535])
+    def test_a_mask_of_sixteen_bits_is_not_scaled_away(self, tmp_path, value):
+        marked = np.zeros((4, 4), np.uint16)
+        marked[1, 2] = value
+        Image.fromarray(marked).save(tmp_path / "mask.png")
+        assert np.array_equal(read_mask(tmp_path / "mask.png"), marked > 0)
+
     def test_an_opaque_alpha_channel_of_a_mask_is_no_fault(self, tmp_path):
         Image.new("RGBA", (4, 4), (255, 255, 255, 255)).save(tmp_path / "mask.png")
         assert read_mask(tmp_path / "mask.png").all()

@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from seas.settings import StationSettings, setting
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 CROP_AND_PASTE_STAGE_VERSION = 1
 
 

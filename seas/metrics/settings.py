@@ -4,7 +4,7 @@ from typing import Literal
 
 from seas.settings import StationSettings, setting
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 class MetricsSettings(StationSettings):

@@ -2,7 +2,7 @@
 
 from seas.settings import StationSettings, setting
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 class ReportSettings(StationSettings):

@@ -6,7 +6,7 @@ from pydantic import field_validator
 
 from seas.settings import StationSettings, setting
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 class RmpSettings(StationSettings):
