@@ -30,18 +30,15 @@ def masked_mse(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     return (squared * valid).sum() / (valid.expand_as(squared).sum().clamp(min=1))
 
 
-def min_max(maps: Tensor, valid: Tensor) -> Tensor:
-    """Each map (B, h, w) scaled to [0, 1] over its valid cells; a map without contrast becomes 0."""
-    inside = valid.bool()
-    low = maps.masked_fill(~inside, torch.inf).amin(dim=(1, 2), keepdim=True)
-    high = maps.masked_fill(~inside, -torch.inf).amax(dim=(1, 2), keepdim=True)
+def min_max(maps: Tensor) -> Tensor:
+    """Each map (B, h, w) scaled to [0, 1]; a map without contrast becomes 0."""
+    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     return (maps - low) / (high - low).clamp(min=SMALLEST_RANGE)
 
 
-def _shares(maps: Tensor, counts: Tensor) -> Tensor:
-    """Each map (B, h, w) divided by its sum over the cells that count, 0 elsewhere."""
-    inside = maps * counts
-    return inside / inside.sum((1, 2), keepdim=True).clamp(min=SMALLEST_SHARE)
+def _shares(maps: Tensor) -> Tensor:
+    """Each map (B, h, w) divided by its sum."""
+    return maps / maps.sum((1, 2), keepdim=True).clamp(min=SMALLEST_SHARE)
 
 
 class DecoupledAnomalyAlignmentLoss:
@@ -68,36 +65,33 @@ class DecoupledAnomalyAlignmentLoss:
         anomaly_positions: Tensor,
         normal_positions: Tensor,
         mask: Tensor,
-        valid: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """The two terms.
 
         maps: layer → (B, h, w, T) attention of B abnormal images. anomaly_positions (B, N) and
-        normal_positions (B, N'): where the learned tokens stand. mask and valid: (B, 1, S, S) in
-        [0, 1], valid 0 on padding.
+        normal_positions (B, N'): where the learned tokens stand. mask: (B, 1, S, S) in [0, 1]. Padding counts as
+        outside the mask: left out, it would be a place where anomaly tokens may look at no cost.
         """
         first = second = mask.new_zeros(())
         for layer_maps in maps.values():
-            size = layer_maps.shape[1:3]
-            counts = valid_cells(valid, size, mask)[:, 0]
-            target = shrink_mask(mask, size)[:, 0]
+            target = shrink_mask(mask, layer_maps.shape[1:3])[:, 0]
             anomaly = token_maps(layer_maps, anomaly_positions).mean(dim=1)
             normal = token_maps(layer_maps, normal_positions).mean(dim=1)
             terms = self._of_shares if self.normalisation == "share" else self._of_values
-            layer_first, layer_second = terms(anomaly, normal, target * counts, counts)
+            layer_first, layer_second = terms(anomaly, normal, target)
             first, second = first + layer_first, second + layer_second
         return first, second if self.second_term != "none" else torch.zeros_like(second)
 
-    def _of_values(self, anomaly: Tensor, normal: Tensor, target: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    def _of_values(self, anomaly: Tensor, normal: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Eq. 3 on the maps as they are, or scaled to [0, 1]; all of (B, h, w)."""
         if self.normalisation == "min_max":
-            anomaly, normal = min_max(anomaly, counts), min_max(normal, counts)
-        first = ((anomaly - target) ** 2 * counts).sum() / counts.sum().clamp(min=1)
+            anomaly, normal = min_max(anomaly), min_max(normal)
+        first = ((anomaly - target) ** 2).mean()
         if self.second_term == "elementwise":
-            return first, ((normal * target) ** 2).sum() / counts.sum().clamp(min=1)
+            return first, ((normal * target) ** 2).mean()
         return first, (normal**2 * target).sum() / target.sum().clamp(min=SMALLEST_RANGE)
 
-    def _of_shares(self, anomaly: Tensor, normal: Tensor, target: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    def _of_shares(self, anomaly: Tensor, normal: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Attention as shares q of a map's sum, the mask as shares p of its own; all of (B, h, w).
 
         First term: Σ p log(p / q), so that neither a small mask nor one hot cell makes it small. Second: the
@@ -106,6 +100,6 @@ class DecoupledAnomalyAlignmentLoss:
         area = target.sum((1, 2))
         images = (area > 0).sum().clamp(min=1)
         wanted = target / area.clamp(min=SMALLEST_RANGE)[:, None, None]
-        share, normal_share = _shares(anomaly, counts), _shares(normal, counts)
+        share, normal_share = _shares(anomaly), _shares(normal)
         divergence = torch.xlogy(wanted, wanted) - wanted * share.clamp(min=SMALLEST_SHARE).log()
         return divergence.sum() / images, (normal_share * target).sum() / images

@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from seas.settings import StationSettings, setting
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 
 
 class GeneratorSettings(StationSettings):

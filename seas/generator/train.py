@@ -165,7 +165,7 @@ class GeneratorTrainer:
         abnormal, normal = batch.is_abnormal.to(self.device), ~batch.is_abnormal.to(self.device)
         valid = batch.valid.to(self.device)
         cells = valid_cells(valid, tuple(latents.shape[2:]))
-        first, second = self._alignment_of(batch, latents, valid)
+        first, second = self._alignment_of(batch, latents)
         df_mse = masked_mse(prediction[abnormal], target[abnormal], cells[abnormal])
         ob_mse = masked_mse(prediction[normal], target[normal], cells[normal])
         loss = self.settings.da_weight * (first + second) + df_mse + self.settings.normal_weight * ob_mse
@@ -177,7 +177,7 @@ class GeneratorTrainer:
         fold_tokens(self.pipeline, self.embeddings)
         self.pipeline.unet.requires_grad_(False).eval()
 
-    def _alignment_of(self, batch: Batch, latents: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def _alignment_of(self, batch: Batch, latents: Tensor) -> tuple[Tensor, Tensor]:
         types = [name for name in batch.types if name != "good"]
         abnormal = batch.is_abnormal.to(self.device)
         maps = {layer: m[abnormal] for layer, m in self.maps.read(*latents.shape[2:]).items()}
@@ -186,7 +186,6 @@ class GeneratorTrainer:
             torch.stack([self.anomaly_positions[name] for name in types]),
             torch.stack([self.normal_positions[name] for name in types]),
             batch.mask.to(self.device)[abnormal],
-            valid[abnormal],
         )
 
     def _positions(self, prompt: str, tokens: list[str]) -> Tensor:
