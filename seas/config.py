@@ -7,6 +7,7 @@ are laid over each other, the more particular over the more general: config/conf
 
 import difflib
 import functools
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "metrics": (*_GENERATED, "metrics"),
     "downstream/real": ("compute", "data", "downstream"),
     "downstream/crop_and_paste": ("compute", "data", "generation.pairs_per_type", "downstream"),
+    "downstream/real+crop_and_paste": ("compute", "data", "generation.pairs_per_type", "downstream"),
     "downstream/generated": (*_GENERATED, "downstream"),
     "downstream/real+generated": (*_GENERATED, "downstream"),
 }
@@ -351,6 +353,16 @@ class Workflow:
             owner = ancestor
         return owner
 
+    def all_shots(self, dataset: str, experiment: str) -> str:
+        """The farthest ancestor that differs in the number of shots alone."""
+        own = self._apart_from_shots(dataset, experiment)
+        line = itertools.takewhile(lambda name: self._apart_from_shots(dataset, name) == own, lineage(experiment))
+        return list(line)[-1]
+
+    def _apart_from_shots(self, dataset: str, experiment: str) -> Settings:
+        settings = self.settings(dataset, experiment)
+        return settings.model_copy(update={"data": settings.data.model_copy(update={"shots": "third"})})
+
     def folder(self, dataset: str, experiment: str, seed: int | str, stage: str) -> str:
         """The folder of a stage, results/{dataset}/{owner}/seed{n}/{stage}."""
         return f"results/{dataset}/{self.owner(dataset, experiment, stage)}/seed{seed}/{stage}"
@@ -491,6 +503,7 @@ class Workflow:
             "root": str(self.datasets[dataset].root),
             "image_size": settings.data.image_size,
             "fit": settings.data.fit,
+            "all_shots": self.all_shots(dataset, experiment),
             "products": {
                 product: {
                     "split": self.split(dataset, experiment, seed, product),

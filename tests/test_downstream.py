@@ -111,6 +111,7 @@ class TestArms:
         assert self.counts("generated", miniature, [pairs]) == (15, 10)
         assert self.counts("crop_and_paste", miniature, [pairs]) == (15, 10)
         assert self.counts("real+generated", miniature, [pairs]) == (21, 10)
+        assert self.counts("real+crop_and_paste", miniature, [pairs]) == (21, 10)
 
     def test_no_test_image_is_trained_on(self, miniature, pairs):
         split = read_table(miniature.split)

@@ -14,7 +14,7 @@ from PIL import Image
 from seas.artifacts import Provenance, write_table, writing_folder
 from seas.generator.prompts import Prompts
 from seas.images import outlined
-from seas.report import parts
+from seas.report import parts, shots
 from seas.report.figures import attention_overlay
 from seas.report.runs import ReportedRun
 from seas.report.settings import ReportSettings
@@ -175,7 +175,9 @@ def write_arm(run: Path, products: list[str], arm: str, seed: int) -> dict[str, 
 
 def write_run(folder: Path, products: list[str], seed: int, dataset: str = "mvtec_ad") -> ReportedRun:
     run, root = folder / dataset / "seas" / f"seed{seed}", folder / "photographs"
-    plain = dict(dataset=dataset, experiment="seas", seed=seed, root=str(root), image_size=SIZE, fit="auto")
+    plain = dict(
+        dataset=dataset, experiment="seas", seed=seed, root=str(root), image_size=SIZE, fit="auto", all_shots="seas"
+    )
     plain["products"] = {product: write_product(run, root, product) for product in products}
     plain["downstream"] = [write_arm(run, products, arm, seed) for arm in ARMS]
     return ReportedRun.from_plain(plain)
@@ -404,3 +406,53 @@ def test_pairs_that_two_experiments_share_are_shown_once(runs, tmp_path, monkeyp
     )
     assert len(list((tmp_path / "report").rglob("pairs_*.png"))) == 2
     assert "The pairs of bottle are those of mvtec_ad: seas." in (tmp_path / "report" / "index.html").read_text()
+
+
+def scores_by_shots() -> pd.DataFrame:
+    """Pixel AP of one model: two numbers of shots, two seeds, two arms."""
+    values = {
+        (1, 0): {"real": 10.0, "real+generated": 14.0},
+        (1, 1): {"real": 20.0, "real+generated": 18.0},
+        (8, 0): {"real": 30.0, "real+generated": 33.0},
+        (8, 1): {"real": 34.0, "real+generated": 35.0},
+    }
+    rows = [
+        dict(
+            product="", model="bisenet_v2", level="pixel", metric="ap", shots=number, seed=seed, trained_on=arm, value=v
+        )
+        for (number, seed), arms in values.items()
+        for arm, v in arms.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_arms_against_the_number_of_shots():
+    assert shots.arms_by_shots(scores_by_shots()) == TextTable(
+        ["shots of each type", "real shots", "real shots + generated pairs"],
+        [["1", "15.00 ± 7.07", "16.00 ± 2.83"], ["8", "32.00 ± 2.83", "34.00 ± 1.41"]],
+    )
+
+
+def test_gains_are_paired_by_seed():
+    assert shots.gains(scores_by_shots()) == [
+        "real shots + generated pairs less real shots, paired by seed, mean (range): "
+        "+1.00 (-2.00 to +4.00) with 1; +2.00 (+1.00 to +3.00) with 8 shots."
+    ]
+
+
+def test_experiments_that_differ_in_the_shots_alone_share_a_part(runs, tmp_path):
+    fewer = write_run(tmp_path / "fewer", ["bottle", "carpet"], 0)
+    for product in fewer.products.values():
+        split = pd.read_parquet(product.split)
+        first = split[split.role == "shot"].groupby("type").head(1).index
+        split.loc[(split.role == "shot") & ~split.index.isin(first), "role"] = "left_out"
+        write_table(split, product.split)
+    fewer = ReportedRun(**vars(fewer) | {"experiment": "shots_1"})
+    assert (shots.shots_a_type(fewer), shots.shots_a_type(runs[0])) == (1, 2)
+    both = [*runs, fewer]
+    (part,) = shots.shots_parts(both, collect(both), tmp_path)
+    assert part.title == "mvtec_ad: how many photographed defects do generated pairs save?"
+    assert [row[0] for row in part.blocks[0].table.rows] == ["1", "2"]
+    assert part.blocks[0].table.rows[0][1] == "65.00", "the mean over both products"
+    assert part.blocks[0].pictures[0].path.is_file()
+    assert not list(shots.shots_parts(runs, collect(runs), tmp_path))

@@ -8,7 +8,7 @@ from seas.settings import StationSettings, setting
 
 STAGE_VERSION = 2
 
-Source = Literal["real", "crop_and_paste", "generated", "real+generated"]
+Source = Literal["real", "crop_and_paste", "real+crop_and_paste", "generated", "real+generated"]
 
 
 class DownstreamSettings(StationSettings):

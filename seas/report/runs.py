@@ -29,7 +29,11 @@ class DownstreamResults:
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """One experiment on one dataset with one seed. ``root`` is the folder of the dataset's photographs."""
+    """One experiment on one dataset with one seed.
+
+    ``root`` is the folder of the dataset's photographs, ``all_shots`` the experiment that differs in the number of shots
+    alone and has them all.
+    """
 
     dataset: str
     experiment: str
@@ -37,6 +41,7 @@ class ReportedRun:
     root: Path
     image_size: int
     fit: str
+    all_shots: str
     products: dict[str, ProductResults]
     downstream: list[DownstreamResults]
 

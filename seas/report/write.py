@@ -8,6 +8,7 @@ from seas.report.page import Part, render
 from seas.report.parts import comparable_with_paper, grouped, limits, overview, paper_table, part_of
 from seas.report.runs import ReportedRun
 from seas.report.settings import STAGE_VERSION, ReportSettings
+from seas.report.shots import shots_parts
 from seas.report.tables import collect, markdown, metrics
 
 
@@ -25,7 +26,8 @@ def write_report(runs: Sequence[ReportedRun], settings: ReportSettings, *, outpu
     results = collect(runs)
     with writing_folder(output, provenance) as folder:
         drawn: dict[Path, str] = {}
-        parts = [
+        parts = list(shots_parts(runs, results, folder / "figures"))
+        parts += [
             part_of(seeds, results, settings, drawn, folder / "figures" / seeds[0].dataset / seeds[0].experiment)
             for seeds in grouped(runs)
         ]

@@ -3,9 +3,8 @@ from seas.downstream import settings as downstream_settings
 
 def training_trees(wc):
     """The generated trees that a model is trained on, a folder for each source and product."""
-    sources = {"real": [], "real+generated": ["generation"], "generated": ["generation"]}.get(
-        wc.trained_on, [wc.trained_on]
-    )
+    stages = {"generated": "generation", "crop_and_paste": "crop_and_paste"}
+    sources = [stages[source] for source in wc.trained_on.split("+") if source != "real"]
     return [
         flow.folder(wc.dataset, wc.experiment, wc.seed, source) + f"/{product}"
         for source in sources
