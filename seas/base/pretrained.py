@@ -1,5 +1,9 @@
 """A base that the user brings: what its folder must hold."""
 
+import functools
+import json
+import math
+import struct
 from pathlib import Path
 
 from seas.errors import InputError
@@ -39,3 +43,23 @@ def check_base(folder: Path) -> None:
         names = [file.name for file in (folder / part).iterdir()]
         if not any(name.startswith(stem) and name.endswith(".safetensors") for name in names for stem in stems):
             raise InputError(f"base.pretrained is '{folder}', which lacks {part}/{stems[0]}.safetensors")
+
+
+@functools.cache
+def count_parameters(folder: Path) -> int:
+    """The parameters in a folder's safetensors (of one of its files when they are variants), from the files' heads alone.
+
+    Raises InputError when the folder has none, or one that cannot be read.
+    """
+    counts = []
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with open(path, "rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                head = json.loads(file.read(length))
+        except (OSError, ValueError, struct.error, MemoryError, OverflowError):
+            raise InputError(f"{path} is damaged: it is no safetensors file") from None
+        counts.append(sum(math.prod(entry["shape"]) for name, entry in head.items() if name != "__metadata__"))
+    if not counts:
+        raise InputError(f"{folder} holds no safetensors")
+    return max(counts)

@@ -1,6 +1,6 @@
 """Settings of the generation of image–mask pairs and normals."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -39,6 +39,17 @@ class GenerationSettings(StationSettings):
     )
     redraws: int = setting(4, "further tries for a pair whose mask is empty, before it is kept", source="ours", ge=0)
     batch_size: int = setting(8, "images made at once", unit="images", source="ours", ge=1)
+    shards: int = setting(
+        1,
+        "jobs that share a product's images; the images are the same for any number",
+        unit="jobs",
+        source="ours",
+        ge=1,
+    )
+
+    def of_an_image(self) -> dict[str, Any]:
+        """What an image obeys, as plain values: not how many jobs share the work."""
+        return self.model_dump(mode="json", exclude={"shards"})
 
     @model_validator(mode="after")
     def _masks_have_their_steps(self) -> "GenerationSettings":

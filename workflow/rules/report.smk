@@ -23,6 +23,8 @@ rule report:
         metrics="results/metrics.json",
     log:
         "results/logs/report.log",
+    resources:
+        **asked("report"),
     params:
         settings=flow.parameters(flow.config, "report"),
         runs=reported_runs,
