@@ -131,7 +131,7 @@ def work(stage: str, settings: Any, *, types: int, parameters: int) -> Work:
         return Work(stage, device, trained.updates, trained.batch_size * trained.image_size**2)
     if stage == "crop_and_paste":
         return Work(stage, steps=made.pairs_per_type * types, pixels=side**2)
-    return Work(stage)
+    return Work(stage)  # a table, links or a page: seconds
 
 
 def memory_mb(job: Work, attempt: int = 1) -> int:

@@ -35,12 +35,13 @@ JOB_NAME = re.compile(r"seas_[0-9a-f-]{36}")
 
 
 class Holder(NamedTuple):
-    """A run of the workflow. ``started`` tells the process from a later one with its number."""
+    """A run of the workflow. ``started`` tells the process from a later one with its number; ``since`` is when it began."""
 
     host: str
     pid: int
     started: str
     user: str
+    since: float
 
     @property
     def mark(self) -> str:
@@ -55,7 +56,13 @@ def take_lock(lock: Path = LOCK) -> None:
 
     Raises InputError that names host and process when another run is alive, or jobs that cannot be ended.
     """
-    me = Holder(socket.gethostname(), os.getpid(), _started(os.getpid()), os.environ.get("USER") or str(os.getuid()))
+    me = Holder(
+        socket.gethostname(),
+        os.getpid(),
+        _started(os.getpid()),
+        os.environ.get("USER") or str(os.getuid()),
+        time.time(),
+    )
     lock.parent.mkdir(parents=True, exist_ok=True)
     ticket = lock.with_name(f".run.{me.host}.{me.pid}")
     ticket.write_text(json.dumps(me._asdict()))
@@ -88,6 +95,21 @@ def watch_run() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def alive_holder(lock: Path = LOCK) -> Holder | None:
+    """The run that holds the lock, if it is alive."""
+    try:
+        holder, age = Holder(**json.loads(lock.read_text())), time.time() - lock.stat().st_mtime
+    except (OSError, ValueError, TypeError):
+        return None
+    return holder if _alive(holder, age) else None
+
+
+def _alive(holder: Holder, age: float) -> bool:
+    if holder.host == socket.gethostname():
+        return _started(holder.pid) == holder.started
+    return age < SILENT_SECONDS
+
+
 def _linked(ticket: Path, lock: Path) -> bool:
     try:
         os.link(ticket, lock)
@@ -105,12 +127,11 @@ def _bury(lock: Path, ticket: Path) -> bool:
         return False
     except (ValueError, TypeError):
         raise InputError(f"{lock} is damaged; remove it when no run is at work in this folder") from None
-    here = holder.host == socket.gethostname()
-    if _started(holder.pid) == holder.started if here else age < SILENT_SECONDS:
+    if _alive(holder, age):
         raise InputError(f"{holder} is running the workflow in {Path.cwd()}; wait for it, or end it and start again")
     grave = ticket.with_suffix(".dead")
     try:
-        os.rename(lock, grave)
+        lock.rename(grave)
     except FileNotFoundError:
         return False
     if grave.read_text() != content:  # another run was quicker: what was moved is its lock
@@ -164,7 +185,7 @@ def _killed() -> list[str]:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             mine = f"{MARK}=".encode() in (process / "environ").read_bytes()
-            if mine and process.name != str(os.getpid()) and os.readlink(process / "cwd") == os.getcwd():
+            if mine and process.name != str(os.getpid()) and (process / "cwd").readlink() == Path.cwd():
                 os.kill(int(process.name), signal.SIGKILL)
                 left.append(process.name)
         except OSError:  # another person's, or gone

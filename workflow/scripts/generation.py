@@ -15,9 +15,9 @@ with job(snakemake.log[0]):
         ComputeSettings(**settings["compute"]),
         int(snakemake.wildcards.seed),
     )
-    output = Path(snakemake.output[0])
-    if "shard" in snakemake.wildcards.keys():
-        generate_product(*made, shard=int(snakemake.wildcards.shard), output=output)
+    output, shard = Path(snakemake.output[0]), snakemake.wildcards.get("shard")
+    if shard is not None:
+        generate_product(*made, shard=int(shard), output=output)
     elif snakemake.input.get("shards"):
         merge_shards([Path(shard) for shard in snakemake.input.shards], *made, output=output)
     else:
