@@ -3,7 +3,6 @@
 import re
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 from seas.config import Workflow

@@ -17,7 +17,7 @@ FIXED_MB = {
     "merge": 800,  # as split: tables, and links to files
 }
 LIBRARIES_MB = {
-    "cpu": 1000,  # measured 976 to 1025 MiB with networks of 16 channels
+    "cpu": 1050,  # measured 976 to 1025 MiB with networks of 16 channels
     "cuda": 4000,  # not measured: the CUDA libraries and context beside the above
 }
 BYTES_A_PARAMETER = {
@@ -70,7 +70,7 @@ class Reference(NamedTuple):
 
 SMALL = 11_500_000
 """Parameters of the shipped base's U-Net."""
-CPU_RATES = {
+REFERENCES = {
     "base": Reference(0.35, 16 * 64**2, 7_400_000),  # 700 updates of 8 and 16 images in 249 CPU-s
     "generator": Reference(0.065, 4 * 64**2, SMALL),  # 1500 updates in 98 s
     "rmp": Reference(0.146, 4 * 64**2, SMALL),  # 360 updates in 53 s
@@ -135,7 +135,7 @@ def work(stage: str, settings: Any, *, types: int, parameters: int) -> Work:
 
 
 def memory_mb(job: Work, attempt: int = 1) -> int:
-    """Host memory of a job in MB. Each retry asks for half as much again."""
+    """Host memory of a job in MB, which SLURM takes for MiB. Each retry asks for half as much again."""
     need = FIXED_MB.get(job.stage, LIBRARIES_MB[job.device])
     need += job.parameters * BYTES_A_PARAMETER.get((job.stage, job.device), LOADED) / 1e6
     if job.device == "cpu" or job.stage == "metrics":
@@ -149,11 +149,11 @@ def memory_mb(job: Work, attempt: int = 1) -> int:
 
 def rate(job: Work) -> Rate:
     """Seconds of one step, where no finished stage of the same run tells them."""
-    if job.stage not in CPU_RATES:
+    if job.stage not in REFERENCES:
         return Rate(0.0, MEASURED)
     if job.device == "cuda":
         return GPU_RATES[job.stage]
-    measured = CPU_RATES[job.stage]
+    measured = REFERENCES[job.stage]
     larger = job.pixels / measured.pixels * (job.parameters / measured.parameters if job.parameters else 1)
     return Rate(measured.seconds * larger, MEASURED if 0.25 <= larger <= 4 else GUESS)
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from slurm import REQUIRE, Slurm, Unavailable, until
 from test_workflow import TINY, make_house
+
+from slurm import REQUIRE, Slurm, Unavailable, until
 
 pytestmark = pytest.mark.slurm
 
