@@ -7,6 +7,7 @@ mark in their environment, SLURM jobs by their name and working folder.
 
 import atexit
 import contextlib
+import getpass
 import json
 import os
 import re
@@ -60,7 +61,7 @@ def take_lock(lock: Path = LOCK) -> None:
         socket.gethostname(),
         os.getpid(),
         _started(os.getpid()),
-        os.environ.get("USER") or str(os.getuid()),
+        _user(),
         time.time(),
     )
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -138,6 +139,13 @@ def _bury(lock: Path, ticket: Path) -> bool:
         _linked(grave, lock)
     grave.unlink()
     return True
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        return str(os.getuid())
 
 
 def _now(ticket: Path) -> float:
