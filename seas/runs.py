@@ -36,13 +36,17 @@ JOB_NAME = re.compile(r"seas_[0-9a-f-]{36}")
 
 
 class Holder(NamedTuple):
-    """A run of the workflow. ``started`` tells the process from a later one with its number; ``since`` is when it began."""
+    """A run of the workflow. ``started`` tells the process from a later one with its number; ``since`` is when it began.
+
+    ``slurm_job`` is the job that the run itself is in, if any.
+    """
 
     host: str
     pid: int
     started: str
     user: str
     since: float
+    slurm_job: str
 
     @property
     def mark(self) -> str:
@@ -57,13 +61,8 @@ def take_lock(lock: Path = LOCK) -> None:
 
     Raises InputError that names host and process when another run is alive, or jobs that cannot be ended.
     """
-    me = Holder(
-        socket.gethostname(),
-        os.getpid(),
-        _started(os.getpid()),
-        _user(),
-        time.time(),
-    )
+    pid = os.getpid()
+    me = Holder(socket.gethostname(), pid, _started(pid), _user(), time.time(), _slurm_job())
     lock.parent.mkdir(parents=True, exist_ok=True)
     ticket = lock.with_name(f".run.{me.host}.{me.pid}")
     ticket.write_text(json.dumps(me._asdict()))
@@ -108,7 +107,8 @@ def alive_holder(lock: Path = LOCK) -> Holder | None:
 def _alive(holder: Holder, age: float) -> bool:
     if holder.host == socket.gethostname():
         return _started(holder.pid) == holder.started
-    return age < SILENT_SECONDS
+    requeued = holder.slurm_job != "" and holder.slurm_job == _slurm_job()
+    return age < SILENT_SECONDS and not requeued
 
 
 def _linked(ticket: Path, lock: Path) -> bool:
@@ -139,6 +139,10 @@ def _bury(lock: Path, ticket: Path) -> bool:
         _linked(grave, lock)
     grave.unlink()
     return True
+
+
+def _slurm_job() -> str:
+    return os.environ.get("SLURM_JOB_ID", "")
 
 
 def _user() -> str:

@@ -78,7 +78,7 @@ def test_a_dead_run_needs_nobody_and_its_jobs_end_first(holder):
 
 def test_a_process_with_the_number_of_the_dead_one_is_not_taken_for_it():
     runs.LOCK.parent.mkdir()
-    another = runs.Holder(socket.gethostname(), os.getpid(), "boot-1", "ada", 0.0)
+    another = runs.Holder(socket.gethostname(), os.getpid(), "boot-1", "ada", 0.0, "")
     runs.LOCK.write_text(json.dumps(another._asdict()))
     assert take().returncode == 0
 
@@ -88,11 +88,20 @@ def test_a_process_with_the_number_of_the_dead_one_is_not_taken_for_it():
 )
 def test_a_lock_of_another_host_is_judged_by_its_silence(silent, refused):
     runs.LOCK.parent.mkdir()
-    runs.LOCK.write_text(json.dumps(runs.Holder("elsewhere", 1, "boot-1", "ada", 0.0)._asdict()))
+    runs.LOCK.write_text(json.dumps(runs.Holder("elsewhere", 1, "boot-1", "ada", 0.0, "")._asdict()))
     os.utime(runs.LOCK, (time.time() - silent,) * 2)
     result = take()
     assert (result.returncode == 1) is refused, result.stderr
     assert ("process 1 of ada on elsewhere" in result.stderr) is refused
+
+
+def test_a_requeued_run_takes_its_own_lock_on_another_node(monkeypatch):
+    runs.LOCK.parent.mkdir()
+    runs.LOCK.write_text(json.dumps(runs.Holder("elsewhere", 1, "boot-1", "ada", 0.0, "77")._asdict()))
+    monkeypatch.setenv("SLURM_JOB_ID", "76")
+    assert take().returncode == 1
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    assert take().returncode == 0
 
 
 LIVING = """
@@ -113,7 +122,7 @@ def test_a_living_run_touches_its_lock_and_stops_when_it_was_taken():
     while time.time() - runs.LOCK.stat().st_mtime > 60 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert time.time() - runs.LOCK.stat().st_mtime < 60
-    other = json.dumps(runs.Holder("elsewhere", 1, "boot-1", "ada", 0.0)._asdict())
+    other = json.dumps(runs.Holder("elsewhere", 1, "boot-1", "ada", 0.0, "")._asdict())
     runs.LOCK.with_suffix(".new").write_text(other)
     os.replace(runs.LOCK.with_suffix(".new"), runs.LOCK)
     assert living.wait(timeout=30) != 0
@@ -122,7 +131,7 @@ def test_a_living_run_touches_its_lock_and_stops_when_it_was_taken():
 
 def test_of_many_at_once_one_gets_a_dead_runs_lock():
     runs.LOCK.parent.mkdir()
-    runs.LOCK.write_text(json.dumps(runs.Holder(socket.gethostname(), 2**22 + 1, "boot-1", "ada", 0.0)._asdict()))
+    runs.LOCK.write_text(json.dumps(runs.Holder(socket.gethostname(), 2**22 + 1, "boot-1", "ada", 0.0, "")._asdict()))
     takers = [
         subprocess.Popen(
             [sys.executable, "-c", TAKER.format(5)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -21,7 +21,7 @@ from slurm import REQUIRE, Slurm, Unavailable, until
 
 pytestmark = pytest.mark.slurm
 
-OVERLAY = ["--profile", "slurm", "--slurm-init-seconds-before-status-checks", "10", "--latency-wait", "10"]
+OVERLAY = ["--profile", "slurm", "--slurm-init-seconds-before-status-checks", "14", "--latency-wait", "10"]
 GPU = ["generator:gpu=1", "generator:gpu_model=fake", "generator:slurm_partition=gpu"]
 GENERATOR = Path("results/mine/seas/seed0/generator/washer")
 CHECKPOINT = GENERATOR.with_name(".washer.working") / "checkpoint.safetensors"
