@@ -39,7 +39,7 @@ onstart:
     # Not in a dry run, nor in the jobs.
     try:
         take_lock()
-    except InputError as fault:
+    except (InputError, OSError) as fault:
         raise WorkflowError(fault)
 
 

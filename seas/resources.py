@@ -135,7 +135,7 @@ def work(stage: str, settings: Any, *, types: int, parameters: int) -> Work:
 
 
 def memory_mb(job: Work, attempt: int = 1) -> int:
-    """Host memory of a job in MB, which SLURM takes for MiB. Each retry asks for half as much again."""
+    """Host memory of a job in MB, which SLURM takes for MiB. The first two retries ask for half as much again, each."""
     need = FIXED_MB.get(job.stage, LIBRARIES_MB[job.device])
     need += job.parameters * BYTES_A_PARAMETER.get((job.stage, job.device), LOADED) / 1e6
     if job.device == "cpu" or job.stage == "metrics":
@@ -144,7 +144,7 @@ def memory_mb(job: Work, attempt: int = 1) -> int:
         need += EXTRACTOR_MB
     if job.stage == "downstream":
         need += min(IMAGES_MB, 0.005 * job.pixels)
-    return round((need + SNAKEMAKE_MB) * (1 + attempt) / 2)
+    return round((need + SNAKEMAKE_MB) * (1 + min(attempt, 3)) / 2)
 
 
 def rate(job: Work) -> Rate:

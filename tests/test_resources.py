@@ -78,6 +78,7 @@ def test_a_retry_asks_for_more(stage):
     job = of_demo(stage)
     asked = [(memory_mb(job, attempt), minutes(job, attempt)) for attempt in (1, 2, 3)]
     assert [m for m, _ in asked] == pytest.approx([asked[0][0] * share for share in (1, 1.5, 2)], abs=1)
+    assert memory_mb(job, 9) == asked[2][0]  # many retries are those of a short time limit, not of memory
     assert [t for _, t in asked] == pytest.approx([asked[0][1] * share for share in (1, 2, 3)], abs=2)
 
 

@@ -153,12 +153,16 @@ def same_weights(house, finished):
     assert not left and not (house / "results/.run").exists()
 
 
-def test_a_cancelled_job_is_submitted_again_and_resumes(training, finished, cluster):
+@pytest.mark.parametrize(
+    ("command", "end"),
+    [("scancel {id}", "CANCELLED"), ("scontrol update JobId={id} EndTime=now+1second", "TIMEOUT")],
+)
+def test_a_cancelled_or_timed_out_job_is_submitted_again_and_resumes(command, end, training, finished, cluster):
     house, run, job = training
-    cluster.ask("scancel", job["JobId"])
+    cluster.ask(*command.format(id=job["JobId"]).split())
     run.ended()
     first, second = of_rule(cluster, "generator", int(job["JobId"]) - 1)
-    assert cluster.completions()[first["JobId"]] == "CANCELLED"
+    assert cluster.completions()[first["JobId"]] == end
     assert cluster.completions()[second["JobId"]] == "COMPLETED"
     assert memory(second) > memory(first)
     same_weights(house, finished)
