@@ -1,6 +1,7 @@
 """The front door: configuration, rules, and what a run should leave behind."""
 
 import re
+import sys
 
 from snakemake.exceptions import WorkflowError
 
@@ -38,9 +39,9 @@ wildcard_constraints:
 onstart:
     # Not in a dry run, nor in the jobs.
     try:
-        take_lock()
+        take_lock(on_cluster=not workflow.local_exec)
     except (InputError, OSError) as fault:
-        raise WorkflowError(fault)
+        sys.exit(f"seas: {fault}")
 
 
 rule all:

@@ -38,7 +38,7 @@ JOB_NAME = re.compile(r"seas_[0-9a-f-]{36}")
 class Holder(NamedTuple):
     """A run of the workflow. ``started`` tells the process from a later one with its number; ``since`` is when it began.
 
-    ``slurm_job`` is the job that the run itself is in, if any.
+    ``slurm_job`` is the job that the run itself is in, if any; ``on_cluster`` tells whether it submits jobs.
     """
 
     host: str
@@ -47,6 +47,7 @@ class Holder(NamedTuple):
     user: str
     since: float
     slurm_job: str
+    on_cluster: bool
 
     @property
     def mark(self) -> str:
@@ -56,25 +57,28 @@ class Holder(NamedTuple):
         return f"process {self.pid} of {self.user} on {self.host}"
 
 
-def take_lock(lock: Path = LOCK) -> None:
+def take_lock(*, on_cluster: bool, lock: Path = LOCK) -> None:
     """Take the lock for this process until it ends, and end what a dead run left behind.
+
+    ``on_cluster`` tells whether this run submits its jobs.
 
     Raises InputError that names host and process when another run is alive, or jobs that cannot be ended.
     """
     pid = os.getpid()
-    me = Holder(socket.gethostname(), pid, _started(pid), _user(), time.time(), _slurm_job())
+    me = Holder(socket.gethostname(), pid, _started(pid), _user(), time.time(), _slurm_job(), on_cluster)
     lock.parent.mkdir(parents=True, exist_ok=True)
     ticket = lock.with_name(f".run.{me.host}.{me.pid}")
     ticket.write_text(json.dumps(me._asdict()))
     try:
-        died = False
+        surely = False
         while not _linked(ticket, lock):
-            died |= _bury(lock, ticket)
+            dead = _bury(lock, ticket)
+            surely |= dead is not None and dead.on_cluster
         atexit.register(_release, lock, me)
     finally:
         ticket.unlink(missing_ok=True)
     # Held from here on: nobody else can start jobs in this folder.
-    _end_slurm_jobs(Path.cwd().resolve(), surely=died)
+    _end_slurm_jobs(Path.cwd().resolve(), surely=surely)
     _until(_killed, "processes of an earlier run in this folder do not end")
     os.environ[MARK] = me.mark
     threading.Thread(target=_keep, args=(lock, me), daemon=True).start()
@@ -119,13 +123,13 @@ def _linked(ticket: Path, lock: Path) -> bool:
     return True
 
 
-def _bury(lock: Path, ticket: Path) -> bool:
-    """Remove the lock of a dead run; gives whether there was one. Raises InputError when its holder is alive."""
+def _bury(lock: Path, ticket: Path) -> Holder | None:
+    """Remove the lock of a dead run; gives that run. Raises InputError when its holder is alive."""
     try:
         content, age = lock.read_text(), _now(ticket) - lock.stat().st_mtime
         holder = Holder(**json.loads(content))
     except FileNotFoundError:
-        return False
+        return None
     except (ValueError, TypeError):
         raise InputError(f"{lock} is damaged; remove it when no run is at work in this folder") from None
     if _alive(holder, age):
@@ -134,11 +138,11 @@ def _bury(lock: Path, ticket: Path) -> bool:
     try:
         lock.rename(grave)
     except FileNotFoundError:
-        return False
+        return None
     if grave.read_text() != content:  # another run was quicker: what was moved is its lock
         _linked(grave, lock)
     grave.unlink()
-    return True
+    return holder
 
 
 def _slurm_job() -> str:

@@ -17,12 +17,12 @@ from seas.errors import InputError
 HOLDER = """
 import subprocess, sys, time
 from seas.runs import take_lock
-take_lock()
+take_lock(on_cluster=False)
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print(child.pid, flush=True)
 time.sleep(600)
 """
-TAKER = "from seas.runs import take_lock; take_lock(); import time; print('taken', flush=True); time.sleep({})"
+TAKER = "from seas.runs import take_lock; take_lock(on_cluster=False); import time; print('taken', flush=True); time.sleep({})"
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ def test_a_dead_run_needs_nobody_and_its_jobs_end_first(holder):
 
 def test_a_process_with_the_number_of_the_dead_one_is_not_taken_for_it():
     runs.LOCK.parent.mkdir()
-    another = runs.Holder(socket.gethostname(), os.getpid(), "boot-1", "ada", 0.0, "")
+    another = runs.Holder(socket.gethostname(), os.getpid(), "boot-1", "ada", 0.0, "", False)
     runs.LOCK.write_text(json.dumps(another._asdict()))
     assert take().returncode == 0
 
@@ -88,7 +88,7 @@ def test_a_process_with_the_number_of_the_dead_one_is_not_taken_for_it():
 )
 def test_a_lock_of_another_host_is_judged_by_its_silence(silent, refused):
     runs.LOCK.parent.mkdir()
-    runs.LOCK.write_text(json.dumps(runs.Holder("elsewhere", 1, "boot-1", "ada", 0.0, "")._asdict()))
+    runs.LOCK.write_text(json.dumps(runs.Holder("elsewhere", 1, "boot-1", "ada", 0.0, "", False)._asdict()))
     os.utime(runs.LOCK, (time.time() - silent,) * 2)
     result = take()
     assert (result.returncode == 1) is refused, result.stderr
@@ -97,7 +97,7 @@ def test_a_lock_of_another_host_is_judged_by_its_silence(silent, refused):
 
 def test_a_requeued_run_takes_its_own_lock_on_another_node(monkeypatch):
     runs.LOCK.parent.mkdir()
-    runs.LOCK.write_text(json.dumps(runs.Holder("elsewhere", 1, "boot-1", "ada", 0.0, "77")._asdict()))
+    runs.LOCK.write_text(json.dumps(runs.Holder("elsewhere", 1, "boot-1", "ada", 0.0, "77", False)._asdict()))
     monkeypatch.setenv("SLURM_JOB_ID", "76")
     assert take().returncode == 1
     monkeypatch.setenv("SLURM_JOB_ID", "77")
@@ -108,7 +108,7 @@ LIVING = """
 import time
 from seas import runs
 runs.TOUCH_SECONDS = 0.05
-runs.take_lock()
+runs.take_lock(on_cluster=False)
 print("taken", flush=True)
 time.sleep(60)
 """
@@ -122,7 +122,7 @@ def test_a_living_run_touches_its_lock_and_stops_when_it_was_taken():
     while time.time() - runs.LOCK.stat().st_mtime > 60 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert time.time() - runs.LOCK.stat().st_mtime < 60
-    other = json.dumps(runs.Holder("elsewhere", 1, "boot-1", "ada", 0.0, "")._asdict())
+    other = json.dumps(runs.Holder("elsewhere", 1, "boot-1", "ada", 0.0, "", False)._asdict())
     runs.LOCK.with_suffix(".new").write_text(other)
     os.replace(runs.LOCK.with_suffix(".new"), runs.LOCK)
     assert living.wait(timeout=30) != 0
@@ -131,7 +131,9 @@ def test_a_living_run_touches_its_lock_and_stops_when_it_was_taken():
 
 def test_of_many_at_once_one_gets_a_dead_runs_lock():
     runs.LOCK.parent.mkdir()
-    runs.LOCK.write_text(json.dumps(runs.Holder(socket.gethostname(), 2**22 + 1, "boot-1", "ada", 0.0, "")._asdict()))
+    runs.LOCK.write_text(
+        json.dumps(runs.Holder(socket.gethostname(), 2**22 + 1, "boot-1", "ada", 0.0, "", False)._asdict())
+    )
     takers = [
         subprocess.Popen(
             [sys.executable, "-c", TAKER.format(5)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -155,9 +157,22 @@ def test_a_job_ends_with_its_run(holder):
     assert job.wait(timeout=30) == 1
 
 
+def test_a_dead_run_whose_cluster_does_not_answer_is_not_followed(house):
+    """SLURM is installed, but silent: that matters where the dead run submitted jobs, and only there."""
+    (house / "squeue").write_text("#!/bin/sh\necho no controller >&2\nexit 1\n")
+    (house / "squeue").chmod(0o755)
+    runs.LOCK.parent.mkdir()
+    for on_cluster, status in ((False, 0), (True, 1)):
+        dead = runs.Holder(socket.gethostname(), os.getpid(), "boot-1", "ada", 0.0, "", on_cluster)
+        runs.LOCK.write_text(json.dumps(dead._asdict()))
+        result = take()
+        assert result.returncode == status
+        assert ("SLURM does not say what it left: no controller" in result.stderr) is on_cluster
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[1]"])
 def test_a_damaged_lock_is_named(content):
     runs.LOCK.parent.mkdir()
     runs.LOCK.write_text(content)
     with pytest.raises(InputError, match=r"results/.run is damaged"):
-        runs.take_lock()
+        runs.take_lock(on_cluster=False)

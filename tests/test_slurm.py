@@ -25,8 +25,8 @@ OVERLAY = ["--profile", "slurm", "--slurm-init-seconds-before-status-checks", "1
 GPU = ["generator:gpu=1", "generator:gpu_model=fake", "generator:slurm_partition=gpu"]
 GENERATOR = Path("results/mine/seas/seed0/generator/washer")
 CHECKPOINT = GENERATOR.with_name(".washer.working") / "checkpoint.safetensors"
-LONG = {"updates_per_type": 200, "checkpoint_every": 10}
-"""Some 20 s of training, so that there is time to be killed in."""
+LONG = {"updates_per_type": 120, "checkpoint_every": 10}
+"""Some 15 s of training, so that there is time to be killed in."""
 
 
 @pytest.fixture(scope="module")
@@ -66,18 +66,14 @@ class Run:
         return self.file.read_text()
 
 
-def of_rule(cluster, rule, since=0):
-    """The scheduler's records of a rule's or a group's jobs with a number above ``since``, in the order of submission."""
-    found = [job for job in cluster.records() if job.get("Comment", "").startswith(f"rule_{rule}")]
-    return [job for job in found if int(job["JobId"]) > since]
+def of_rule(cluster, house, rule):
+    """The scheduler's records of a rule's or a group's jobs in a house, in the order of submission."""
+    jobs = [job for job in cluster.records() if job["WorkDir"] == str(house)]
+    return [job for job in jobs if job.get("Comment", "").startswith(f"rule_{rule}")]
 
 
 def memory(job):
     return int(job["MinMemoryNode"].removesuffix("M"))
-
-
-def newest(cluster):
-    return max((int(job["JobId"]) for job in cluster.records()), default=0)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +98,7 @@ def test_the_chain_from_data_to_report(finished, cluster):
     states = cluster.completions()
     rules = ("base_model", "generator", "rmp", "generation", "crop_and_paste", "metrics", "downstream", "report")
     for rule in rules:
-        jobs = of_rule(cluster, rule)
+        jobs = of_rule(cluster, finished, rule)
         assert len(jobs) == (3 if rule == "downstream" else 1), rule
         assert all(states[job["JobId"]] == "COMPLETED" for job in jobs)
     assert not (finished / "results/.run").exists()
@@ -112,12 +108,12 @@ def test_what_a_job_asks_of_the_scheduler(finished, cluster):
     with_gpu = [job for job in cluster.records() if "gpu" in job.get("TresPerJob", "")]
     assert [job["Comment"].split("_wildcards")[0] for job in with_gpu] == ["rule_generator"]
     assert with_gpu[0]["Partition"] == "gpu" and with_gpu[0]["NodeList"] == "node2"
-    (report,) = of_rule(cluster, "report")
+    (report,) = of_rule(cluster, finished, "report")
     assert (memory(report), report["TimeLimit"], report["NumCPUs"]) == (3100, "00:20:00", "1")
 
 
 def test_a_job_that_failed_is_submitted_again_and_asks_for_more(finished, cluster):
-    groups = [job for job in cluster.records() if job.get("Comment", "").startswith("rule_tables")]
+    groups = of_rule(cluster, finished, "tables")
     assert [cluster.completions()[job["JobId"]] for job in groups] == ["FAILED", "COMPLETED"]
     assert memory(groups[1]) > memory(groups[0])
     assert groups[1]["TimeLimit"] > groups[0]["TimeLimit"]
@@ -130,74 +126,67 @@ def test_afterwards_there_is_nothing_to_do(finished):
     assert "Nothing to be done" in Run(finished, "-n").ended()
 
 
-@pytest.fixture
-def training(finished, cluster, tmp_path):
-    """A copy of the finished house whose generator trains anew, stopped at its first checkpoint: house, run, its job."""
-    house = tmp_path / "house"
+def in_training(finished, cluster, house):
+    """A copy of the finished house whose generator trains anew and has its first checkpoint: the run, and its job."""
     shutil.copytree(finished, house, symlinks=True)
     shutil.rmtree(house / GENERATOR)
-    before = newest(cluster)
     run = Run(house, "--", str(GENERATOR))
     until(lambda: (house / CHECKPOINT).exists() or run.process.poll() is not None, 120)
-    (job,) = of_rule(cluster, "generator", before)
+    (job,) = of_rule(cluster, house, "generator")
     assert job["JobState"] == "RUNNING"
-    return house, run, job
+    return run, job
 
 
-def same_weights(house, finished):
+def ended_as(states, cluster, house, finished):
+    """The jobs of the generator; they ended as ``states``, and the weights are those of the undisturbed run."""
+    jobs = of_rule(cluster, house, "generator")
+    assert [cluster.completions()[job["JobId"]] for job in jobs] == states
     contents = [json.loads((path / GENERATOR / "manifest.json").read_text())["content"] for path in (house, finished)]
     assert contents[0] == contents[1]
     log = house / "results/logs/mine/seas/seed0/generator/washer.log"
     assert "continues at update" in log.read_text()
     left = [path for path in (house / GENERATOR.parent).iterdir() if path.name.startswith(".")]
     assert not left and not (house / "results/.run").exists()
+    return jobs
 
 
-@pytest.mark.parametrize(
-    ("command", "end"),
-    [("scancel {id}", "CANCELLED"), ("scontrol update JobId={id} EndTime=now+1second", "TIMEOUT")],
-)
-def test_a_cancelled_or_timed_out_job_is_submitted_again_and_resumes(command, end, training, finished, cluster):
-    house, run, job = training
-    cluster.ask(*command.format(id=job["JobId"]).split())
-    run.ended()
-    first, second = of_rule(cluster, "generator", int(job["JobId"]) - 1)
-    assert cluster.completions()[first["JobId"]] == end
-    assert cluster.completions()[second["JobId"]] == "COMPLETED"
-    assert memory(second) > memory(first)
-    same_weights(house, finished)
+def test_jobs_that_are_cancelled_or_out_of_time_are_submitted_again_and_resume(finished, cluster, tmp_path):
+    commands = {"CANCELLED": "scancel {id}", "TIMEOUT": "scontrol update JobId={id} EndTime=now+1second"}
+    runs = {}
+    for state, command in commands.items():
+        runs[state], job = in_training(finished, cluster, tmp_path / state)
+        cluster.ask(*command.format(id=job["JobId"]).split())
+    for state, run in runs.items():
+        run.ended()
+        first, second = ended_as([state, "COMPLETED"], cluster, tmp_path / state, finished)
+        assert memory(second) > memory(first)
 
 
-def test_a_node_that_loses_power(training, finished, cluster):
-    house, run, job = training
+def test_a_node_that_loses_power(finished, cluster, tmp_path):
+    run, job = in_training(finished, cluster, tmp_path / "house")
     cluster.lose_power(job["NodeList"])
     try:
         run.ended()
-        first, second = of_rule(cluster, "generator", int(job["JobId"]) - 1)
-        assert cluster.completions()[first["JobId"]] == "NODE_FAIL"
-        assert cluster.completions()[second["JobId"]] == "COMPLETED"
-        assert second["NodeList"] != job["NodeList"]
     finally:
         cluster.restore_power(job["NodeList"])
-    same_weights(house, finished)
+    first, second = ended_as(["NODE_FAIL", "COMPLETED"], cluster, tmp_path / "house", finished)
+    assert second["NodeList"] != first["NodeList"]
 
 
-def test_a_killed_controller(training, finished, cluster):
-    """Meanwhile a second run is refused; afterwards the next one cancels the orphan before it submits its successor."""
-    house, run, job = training
+def test_a_killed_controller(finished, cluster, tmp_path):
+    """While it lives a second run is refused; then the next one cancels the orphan before it submits its successor."""
+    house = tmp_path / "house"
+    run, job = in_training(finished, cluster, house)
     refused = Run(house, "--", str(GENERATOR))
     assert refused.process.wait(timeout=100) == 1
-    host = socket.gethostname()
-    assert f"process {run.process.pid} of " in refused.text and f"on {host} is running the workflow" in refused.text
-    assert "Traceback" not in refused.text
+    assert f"\nseas: process {run.process.pid} of " in refused.text
+    assert f"on {socket.gethostname()} is running the workflow in {house}" in refused.text
+    assert "Traceback" not in refused.text and "Error" not in refused.text
 
     os.kill(run.process.pid, signal.SIGKILL)
     run.process.wait()
     assert (house / "results/.run").exists()
-    assert of_rule(cluster, "generator", int(job["JobId"]) - 1)[0]["JobState"] == "RUNNING"
+    assert of_rule(cluster, house, "generator")[0]["JobState"] == "RUNNING"
     Run(house, "--", str(GENERATOR)).ended()
-    first, second = of_rule(cluster, "generator", int(job["JobId"]) - 1)
-    assert cluster.completions()[first["JobId"]] == "CANCELLED"
-    assert cluster.completions()[second["JobId"]] == "COMPLETED"
+    first, second = ended_as(["CANCELLED", "COMPLETED"], cluster, house, finished)
     assert first["EndTime"] <= second["SubmitTime"]
-    same_weights(house, finished)
