@@ -13,7 +13,7 @@ SOURCES = {"generated": "generation", "crop_and_paste": "crop_and_paste"}
 
 
 class Job(NamedTuple):
-    """One job. ``run`` is dataset/experiment/seed, ``subject`` the product, the arm or the base."""
+    """One job. ``run`` is dataset/experiment/seed, or the dataset alone; ``subject`` is the product, the arm or the base."""
 
     stage: str
     run: str
@@ -53,7 +53,7 @@ def _of_a_run(flow: Workflow, dataset: str, experiment: str, seed: int) -> Itera
 
     def job(stage: str, subject: str, output: str, *after: str, work: str = "", log: Path | None = None, **wildcards):
         path = Path(output)
-        run = "/".join(path.parts[1:4])
+        run = dataset if stage == "index" else "/".join(path.parts[1:4])
         about = {"dataset": dataset, "experiment": experiment} | wildcards
         done = flow.work(work or stage, about)
         return Job(stage, run, subject, path, log or _log(path), tuple(map(Path, after)), done)

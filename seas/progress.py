@@ -56,7 +56,7 @@ def progress_page(flow: Workflow) -> str:
 
     for run in sorted({job.run for job in jobs if job.stage in STAGES and job.stage != "index"}):
         dataset = run.split("/")[0]
-        of_run = [job for job in jobs if job.run == run or (job.stage == "index" and job.run.split("/")[0] == dataset)]
+        of_run = [job for job in jobs if job.run == run or job.run == dataset]
         products = sorted({job.subject for job in of_run if job.stage in STAGES and job.stage != "index"})
         stages = [stage for stage in STAGES if any(job.stage == stage for job in of_run)]
         rows = [["", *(SHORT.get(stage, stage) for stage in stages)]]

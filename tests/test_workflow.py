@@ -215,6 +215,21 @@ class TestClusterProfile:
         with_gpu = {rule for rule, asked in found.items() if asked.get("gpu") == "1"}
         assert with_gpu == {"base_model", "generator", "rmp", "generation", "metrics", "downstream"}
 
+    def test_the_sites_block_of_the_profile(self, finished):
+        """The commented entries, with their comment signs taken away."""
+        profile = finished / "workflow/profiles/slurm/profile.yaml"
+        before = profile.read_text()
+        entry = (
+            r"set-resources|slurm_\w+|gpu_model|base_model|generator|rmp|generation_shard|generation|metrics|downstream"
+        )
+        profile.write_text(re.sub(rf"(?m)^( *)# ( *(?:{entry}):)", r"\1\2", before))
+        found = self.asked(finished, compute={"device": "cuda"})
+        profile.write_text(before)
+        on_gpu = {"base_model", "generator", "rmp", "generation", "metrics", "downstream"}
+        assert {rule for rule, asked in found.items() if asked.get("gpu_model") == "a100"} == on_gpu
+        assert all(asked["slurm_partition"] == ("gpu" if rule in on_gpu else "cpu") for rule, asked in found.items())
+        assert {asked["slurm_account"] for asked in found.values()} == {"myproject"}
+
     def test_a_request_is_cut_to_the_sites_limits(self, finished):
         found = self.asked(finished, "--resources", "runtime=7", "mem_mb=900")
         assert (found["generator"]["runtime"], found["generator"]["mem_mb"]) == ("7", "900")
