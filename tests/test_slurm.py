@@ -25,8 +25,8 @@ OVERLAY = ["--profile", "slurm", "--slurm-init-seconds-before-status-checks", "1
 GPU = ["generator:gpu=1", "generator:gpu_model=fake", "generator:slurm_partition=gpu"]
 GENERATOR = Path("results/mine/seas/seed0/generator/washer")
 CHECKPOINT = GENERATOR.with_name(".washer.working") / "checkpoint.safetensors"
-LONG = {"updates_per_type": 120, "checkpoint_every": 10}
-"""Some 15 s of training, so that there is time to be killed in."""
+LONG = {"updates_per_type": 60, "checkpoint_every": 10}
+"""Some 8 s of training, so that there is time to be stopped in."""
 
 
 @pytest.fixture(scope="module")
@@ -127,13 +127,14 @@ def test_afterwards_there_is_nothing_to_do(finished):
 
 
 def in_training(finished, cluster, house):
-    """A copy of the finished house whose generator trains anew and has its first checkpoint: the run, and its job."""
+    """A copy of the finished house whose generator trains anew and hangs at its first checkpoint: the run, and its job."""
     shutil.copytree(finished, house, symlinks=True)
     shutil.rmtree(house / GENERATOR)
     run = Run(house, "--", str(GENERATOR))
     until(lambda: (house / CHECKPOINT).exists() or run.process.poll() is not None, 120)
     (job,) = of_rule(cluster, house, "generator")
-    assert job["JobState"] == "RUNNING"
+    assert job["JobState"] == "RUNNING", run.text
+    cluster.freeze(job["JobId"])
     return run, job
 
 
