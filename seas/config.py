@@ -17,8 +17,8 @@ import yaml
 from pydantic import ValidationError, field_validator
 
 from seas.artifacts import sha256
-from seas.base.pretrained import check_base
-from seas.base.settings import BaseSettings
+from seas.base.pretrained import check_base, check_stable_diffusion, find_base
+from seas.base.settings import PAPER_BASE, BaseSettings
 from seas.data.settings import DataSettings
 from seas.downstream.settings import DownstreamSettings
 from seas.errors import InputError
@@ -319,13 +319,16 @@ class Workflow:
     def _unet_blocks(settings: Settings) -> int:
         if not settings.base.pretrained:
             return len(settings.base.unet_channels)
-        return len(read_yaml(Path(settings.base.pretrained) / "unet/config.json")["block_out_channels"])
+        return len(read_yaml(find_base(settings.base.pretrained) / "unet/config.json")["block_out_channels"])
 
     def _check_bases(self) -> None:
         built: dict[str, tuple[str, Any]] = {}
         for (dataset, experiment), settings in self._settings.items():
             if settings.base.pretrained:
-                check_base(Path(settings.base.pretrained))
+                folder = find_base(settings.base.pretrained)
+                check_base(folder)
+                if settings.base.name == PAPER_BASE:
+                    check_stable_diffusion(folder)
                 continue
             where, made_of = f"{experiment} on {dataset}", (settings.base, settings.compute)
             other, first = built.setdefault(settings.base.name, (where, made_of))
@@ -381,7 +384,7 @@ class Workflow:
     def base(self, dataset: str, experiment: str) -> str:
         """The folder of the base that an experiment starts from."""
         base = self.settings(dataset, experiment).base
-        return base.pretrained or f"results/base/{base.name}"
+        return str(find_base(base.pretrained)) if base.pretrained else f"results/base/{base.name}"
 
     def base_named(self, name: str) -> Settings:
         """The settings that a base of this name is built with."""
