@@ -142,6 +142,7 @@ class ExperimentFile(StationSettings):
 
     extends: str | None = setting(None, "the parent experiment; none for the root")
     description: str = setting("", "what it shows, for the report")
+    variant: str = setting("", "the paper's name of it, as the column variant of seas/report/paper_results.csv has it")
     settings: dict[str, Any] = setting({}, "settings of the stations that differ from the parent's")
 
 
@@ -249,6 +250,17 @@ def lineage(experiment: str) -> list[str]:
             raise InputError(f"{EXPERIMENTS / (line[-1] + '.yaml')}: 'extends' leads back to '{parent}'")
         line.append(parent)
     return line
+
+
+def settings_of(experiment: str) -> Settings:
+    """The settings of an experiment over the defaults, as config/config.yaml has them.
+
+    Raises InputError when it or an ancestor of it has a fault.
+    """
+    content: dict[str, Any] = {}
+    for name in reversed(lineage(experiment)):
+        content = overlaid(content, read_experiment(name).settings)
+    return validated(Settings, content, str(EXPERIMENTS / f"{experiment}.yaml"))
 
 
 def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -507,6 +519,7 @@ class Workflow:
             "image_size": settings.data.image_size,
             "fit": settings.data.fit,
             "all_shots": self.all_shots(dataset, experiment),
+            "variant": read_experiment(experiment).variant,
             "products": {
                 product: {
                     "split": self.split(dataset, experiment, seed, product),

@@ -1,6 +1,8 @@
 """The training loop that all trainers share: interruptible, resumable bit for bit, with progress and losses."""
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,11 +17,20 @@ from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from seas.artifacts import writing_file
+from seas.artifacts import (
+    MEASURED,
+    Provenance,
+    read_table,
+    working_folder,
+    write_table,
+    writing_file,
+    writing_folder,
+)
 from seas.errors import InputError
 from seas.settings import ComputeSettings
 
 CHECKPOINT = "checkpoint.safetensors"
+LOSSES = "losses.parquet"
 SECONDS_BETWEEN_PROGRESS_LINES = 5.0
 
 
@@ -83,6 +94,7 @@ def train(
     if first:
         print(f"{label}: continues at update {first} of {updates}", flush=True)
     writer = SummaryWriter(str(tensorboard), purge_step=first) if tensorboard else None
+    started = time.monotonic()
     for step in progress(range(first, updates), label, done=first):
         since.append({name: value.float() for name, value in update(step).items()})
         end = step + 1
@@ -97,9 +109,42 @@ def train(
                     writer.add_scalar(name, value, end)
         if end % checkpoint_every == 0 and end < updates:
             _save_checkpoint(checkpoint, state, end, records, since)
+    MEASURED.update(updates=updates - first, update_seconds=time.monotonic() - started)
     if writer:
         writer.close()
     return pd.DataFrame(records)
+
+
+def write_trained(
+    output: Path, provenance: Provenance, models: Mapping[str, Callable[[Path], Callable[[Path], pd.DataFrame]]]
+) -> None:
+    """Train one model and write the artifact ``output``; or several, each into the subfolder of its name.
+
+    models: name, "" for a single one → a function that trains with its checkpoints in a folder, and gives a function
+    that writes the model into a folder and returns its losses. A named model, once trained, is kept across restarts.
+    losses.parquet holds the losses, of several models their mean.
+    """
+    working = working_folder(output, provenance)
+    if set(models) == {""}:
+        save = models[""](working)
+        with writing_folder(output, provenance) as folder:
+            write_table(save(folder), folder / LOSSES)
+        return
+    for name, trained in models.items():
+        piece, checkpoints = working / "models" / name, working / "training" / name
+        if not piece.exists():
+            save = trained(checkpoints)
+            partial = piece.with_name(f".{name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            write_table(save(partial), partial / LOSSES)
+            os.replace(partial, piece)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+    with writing_folder(output, provenance) as folder:
+        for name in models:
+            shutil.copytree(working / "models" / name, folder / name, copy_function=os.link)
+        tables = [read_table(folder / name / LOSSES) for name in models]
+        write_table(pd.concat(tables).groupby("step", as_index=False).mean(), folder / LOSSES)
 
 
 def accumulated_update(

@@ -176,7 +176,14 @@ def write_arm(run: Path, products: list[str], arm: str, seed: int) -> dict[str, 
 def write_run(folder: Path, products: list[str], seed: int, dataset: str = "mvtec_ad") -> ReportedRun:
     run, root = folder / dataset / "seas" / f"seed{seed}", folder / "photographs"
     plain = dict(
-        dataset=dataset, experiment="seas", seed=seed, root=str(root), image_size=SIZE, fit="auto", all_shots="seas"
+        dataset=dataset,
+        experiment="seas",
+        seed=seed,
+        root=str(root),
+        image_size=SIZE,
+        fit="auto",
+        all_shots="seas",
+        variant="",
     )
     plain["products"] = {product: write_product(run, root, product) for product in products}
     plain["downstream"] = [write_arm(run, products, arm, seed) for arm in ARMS]
