@@ -25,6 +25,7 @@ from seas.generator.pipeline import load_pipeline, load_start_normals
 from seas.generator.prompts import Prompts
 from seas.images import Fitted, read_image, read_mask
 from seas.rmp.train import load_rmp
+from seas.seeding import torch_rng
 from seas.settings import ComputeSettings
 
 CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
@@ -260,6 +261,20 @@ class TestSampler:
         assert float(signal) == pytest.approx(0.098, abs=1e-3)
         assert abs(float(noise.mean())) < 0.35
         assert float(noise.std()) == pytest.approx(1, abs=0.2)
+
+    def test_the_release_begins_at_the_last_step_with_the_given_signal(self, sampler):
+        settings = FEW.model_copy(update={"first_timestep": "last", "initial_signal": 0.3})
+        released = PairSampler(sampler.pipeline, sampler.rmp, sampler.prompts, sampler.start, settings, CPU, 0)
+        assert released.first == released.timesteps[0] == 999
+        latents, (source,) = released._first_latents("dent", [(3, 0)])
+        random = torch_rng(0, "generation", "dent", 3, 0)
+        assert int(torch.randint(len(released.start.latents), (1,), generator=random)) == source
+        noise = torch.randn(latents.shape[1:], generator=random)
+        expected = 0.3 * released.start.latents[source] + (1 - 0.09) ** 0.5 * noise
+        assert torch.allclose(latents[0], expected, atol=1e-6)
+        assert PairSampler(
+            sampler.pipeline, sampler.rmp, sampler.prompts, sampler.start, FEW, CPU, 0
+        ).first == first_timestep(sampler.pipeline.scheduler.alphas_cumprod, FEW.initial_signal)
 
     def test_masks_are_the_mean_of_the_last_steps(self, sampler, monkeypatch):
         probabilities = iter([torch.full((2, 32, 32), p) for p in (0.1, 0.1, 0.5)])

@@ -114,6 +114,33 @@ class TestAlignmentLoss:
         # anomaly map becomes 1 0 / 0 0, the normal map (.5 - .1) / .4 = 1 at the mask's cell
         assert self.terms(DecoupledAnomalyAlignmentLoss("min_max")) == pytest.approx((0.0, 1.0), abs=1e-6)
 
+    def test_min_max_over_the_whole_batch_as_the_release(self):
+        # anomaly maps .8 .1 / .1 .1 and .4 .1 / .1 .1: from .1 to .8 over both, the second map's peak becomes 3/7
+        second = maps_of([[[[0.5, 0.1], [0.2, 0.3]], [[0.4, 0.1], [0.1, 0.1]], [[0.4, 0.1], [0.1, 0.1]]]])[1]
+        maps = {1: torch.cat([self.MAPS[1], second])}
+        arguments = (maps, self.ANOMALY.repeat(2, 1), self.NORMAL.repeat(2, 1), self.MASK.repeat(2, 1, 1, 1))
+        jointly = DecoupledAnomalyAlignmentLoss("min_max_batch")(*arguments)
+        assert float(jointly[0]) == pytest.approx((4 / 7) ** 2 / 8)
+        assert float(DecoupledAnomalyAlignmentLoss("min_max")(*arguments)[0]) == pytest.approx(0, abs=1e-9)
+
+    def test_the_normal_token_on_all_but_the_mask(self):
+        loss = DecoupledAnomalyAlignmentLoss("none", "complement")
+        assert self.terms(loss) == pytest.approx((0.0175, 0))
+        # the normal map .5 .1 / .2 .3 against 0 1 / 1 1
+        expected = (0.25 + 0.81 + 0.64 + 0.49) / 4
+        assert float(loss.complement(self.MAPS, self.NORMAL, self.MASK)) == pytest.approx(expected)
+        # a normal image has no mask: against 1 everywhere
+        empty = torch.zeros_like(self.MASK)
+        assert float(loss.complement(self.MAPS, self.NORMAL, empty)) == pytest.approx((0.25 + 0.81 + 0.64 + 0.49) / 4)
+        both = {1: self.MAPS[1], 2: self.MAPS[1]}
+        assert float(loss.complement(both, self.NORMAL, self.MASK)) == pytest.approx(2 * expected)
+
+    def test_shares_of_all_but_the_mask(self):
+        # p = 1/3 in the three cells outside, q = .1, .2 and .3 of 1.1
+        expected = sum(np.log(1.1 / (3 * q)) / 3 for q in (0.1, 0.2, 0.3))
+        loss = DecoupledAnomalyAlignmentLoss("share", "complement")
+        assert float(loss.complement(self.MAPS, self.NORMAL, self.MASK)) == pytest.approx(expected, rel=1e-5)
+
     def test_empty_mask_is_no_nan(self):
         first, second = self.terms(DecoupledAnomalyAlignmentLoss("none"), mask=torch.zeros(1, 1, 2, 2))
         assert (first, second) == pytest.approx(((0.64 + 3 * 0.01) / 4, 0.0))
@@ -403,6 +430,24 @@ class TestTraining:
         trainer.update(0)
         assert torch.equal(old, trainer.embeddings.table.weight) == (which == "new_rows")
         assert not torch.equal(new, trainer.embeddings.rows.detach())
+
+    def test_the_complement_of_either_kind_of_images(self, tiny_base, miniature):
+        found = {}
+        for kind, images in (("abnormal", slice(0, 2)), ("normal", slice(2, 4))):
+            changes = {"second_term": "complement", "complement_on": kind, "map_normalisation": "none"}
+            trainer = self.trainer(tiny_base, miniature, **changes)
+            losses, batch = trainer.losses(0), trainer.batches.batch(0)
+            expected = 0.0
+            for maps in trainer.maps.read(8, 8).values():
+                rest = 1 - torch.nn.functional.adaptive_max_pool2d(batch.mask, maps.shape[1])[:, 0]
+                of_images = [
+                    maps[k, :, :, int(trainer.normal_positions[batch.types[k]][0])] - rest[k]
+                    for k in range(images.start, images.stop)
+                ]
+                expected += float((torch.stack(of_images) ** 2).mean().detach())
+            found[kind] = float(losses["complement"].detach())
+            assert found[kind] == pytest.approx(expected, rel=1e-4)
+        assert found["abnormal"] != pytest.approx(found["normal"], rel=1e-3)
 
     def trainer(self, tiny_base, miniature, **changes):
         pipeline, split = load_pipeline(tiny_base), pd.read_parquet(miniature.split)

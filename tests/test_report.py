@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -281,6 +282,21 @@ def test_comparison_with_the_paper_is_a_merge_on_its_columns(runs):
     assert row.difference == pytest.approx(71.0 - 93.43)
     assert set(compared.method) == {"seas"}
     assert "" not in set(compared["product"]), "a mean over two of fifteen products is not the paper's mean"
+
+
+def test_an_ablation_is_compared_with_its_own_row(runs):
+    ablation = [replace(run, experiment="tau_0.1", variant="tau_0.1") for run in runs]
+    results = collect([*runs, *ablation])
+    assert set(results[results.experiment == "tau_0.1"].variant) == {"tau_0.1"}
+    assert set(results[results.experiment == "seas"].variant) == {""}
+    products = sorted(set(paper_results().query("dataset == 'mvtec_ad'")["product"]) - {""})
+    means = over_seeds(results[(results["product"] == "") & (results.trained_on == "generated")])
+    every = [means, *(means.assign(product=product, variant="of a product") for product in products)]
+    compared = beside_paper(pd.concat(every))
+    row = one(compared, experiment="tau_0.1", level="pixel", metric="ap")
+    assert (row.paper, row.paper_table) == (65.33, 18)
+    assert one(compared, experiment="seas", level="pixel", metric="ap").paper == 69.21
+    assert "tau_0.1" in {cell for line in parts.paper_table(compared).rows for cell in line}
 
 
 def test_a_mean_over_all_products_of_the_paper_is_compared():
