@@ -1,12 +1,14 @@
 """The fine-tuning: prompts, attention maps, losses by value, new token rows, resume, loading."""
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
 from torch import nn
 
 from seas.data.settings import DataSettings
@@ -16,7 +18,7 @@ from seas.generator.attention import AttentionMaps, cross_attention_of, token_ma
 from seas.generator.batches import TrainingBatches
 from seas.generator.embeddings import NewRows, add_tokens, fold_tokens
 from seas.generator.losses import DecoupledAnomalyAlignmentLoss, masked_mse, min_max, valid_cells
-from seas.generator.pipeline import encode_prompts, load_pipeline, load_start_normals, tokenise
+from seas.generator.pipeline import encode_prompts, load_pipeline, load_start_normals, save_generator, tokenise
 from seas.generator.prompts import Prompts, token_ids, token_positions
 from seas.generator.settings import GeneratorSettings
 from seas.generator.train import GeneratorTrainer, prompts_of, train_generator, training_target
@@ -525,6 +527,55 @@ class TestTraining:
             torch.equal(a, b)
             for a, b in zip(before.vae.state_dict().values(), after.vae.state_dict().values(), strict=True)
         )
+
+    def test_the_vae_is_the_bases_own_file(self, tiny_base, trained, tmp_path, monkeypatch):
+        name = "vae/diffusion_pytorch_model.safetensors"
+        assert (trained / name).stat().st_ino == (tiny_base / name).stat().st_ino
+
+        def refuses(*paths):
+            raise OSError("another disk")
+
+        monkeypatch.setattr(os, "link", refuses)
+        save_generator(load_pipeline(trained), tiny_base, tmp_path, half=False)
+        assert (tmp_path / name).read_bytes() == (tiny_base / name).read_bytes()
+        assert (tmp_path / name).stat().st_ino != (tiny_base / name).stat().st_ino
+
+    def test_in_half_precision_it_draws_the_same_images(self, tiny_base, trained, tmp_path):
+        whole = load_pipeline(trained)
+        save_generator(load_pipeline(trained), tiny_base, tmp_path, half=True)
+        for part in ("unet", "text_encoder"):
+            (file,) = (tmp_path / part).glob("*.safetensors")
+            with safe_open(file, "pt") as weights:
+                kinds = {weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118
+            assert kinds <= {"F16", "I64"} and "F16" in kinds
+        half = load_pipeline(tmp_path)
+        assert half.unet.dtype == torch.float32
+        prompts = Prompts.load(trained)
+        images = [
+            pipeline(
+                prompts.abnormal(prompts.types[0]),
+                num_inference_steps=3,
+                generator=torch.Generator().manual_seed(3),
+                output_type="np",
+                height=32,
+                width=32,
+            ).images
+            for pipeline in (whole, half)
+        ]
+        assert 0 < np.abs(images[0] - images[1]).max() < 0.02
+
+    def test_bf16_on_a_cpu_trains_and_saves_half(self, tiny_base, miniature, tmp_path):
+        compute = ComputeSettings(device="cpu", precision="bf16", threads=1)
+        settings = SMALL.model_copy(update={"updates_per_type": 1})
+        split, root, data = miniature.split, miniature.root, miniature.data
+        train_generator(tiny_base, split, root, settings, data, compute, 0, output=tmp_path / "washer")
+        (file,) = (tmp_path / "washer/unet").glob("*.safetensors")
+        with safe_open(file, "pt") as weights:
+            assert {weights.get_slice(key).get_dtype() for key in weights.keys()} == {"F16"}  # noqa: SIM118
+        assert np.isfinite(pd.read_parquet(tmp_path / "washer/losses.parquet")).all(None)
+        facts = json.loads((tmp_path / "washer/run.json").read_text())
+        assert facts["measured"]["updates"] >= 3 and facts["measured"]["update_seconds"] > 0
+        assert {"wall_seconds", "peak_memory_mib", "device", "versions", "commit"} <= set(facts)
 
     def test_the_folder_names_no_path_of_the_machine(self, tiny_base, trained):
         for path in trained.rglob("*.json"):

@@ -16,6 +16,7 @@ from seas.artifacts import Provenance, write_table, writing_folder
 from seas.generator.prompts import Prompts
 from seas.images import outlined
 from seas.report import parts, shots
+from seas.report.cost import cost
 from seas.report.figures import attention_overlay
 from seas.report.runs import ReportedRun
 from seas.report.settings import ReportSettings
@@ -405,6 +406,41 @@ def test_page_says_what_the_numbers_are(report, runs):
     for file in (report / "first" / "report").rglob("*.*"):
         if file.suffix in (".md", ".html") or file.name == "manifest.json":
             assert str(runs[0].root.parent) not in file.read_text()
+
+
+def test_cost_is_computed_from_what_the_runs_recorded(runs, report):
+    def facts(folder, **measured):
+        file = folder / "run.json"
+        known = json.loads(file.read_text())
+        known |= {"measured": measured, "device": "card", "peak_device_memory_mib": 20_000}
+        return file, json.dumps(known)
+
+    run = runs[0]
+    kept = {}
+    for results in run.products.values():
+        for folder, settings, measured in (
+            (results.generator, "generator", {"updates": 100, "update_seconds": 50.0}),
+            (results.rmp, "rmp", {"updates": 10, "update_seconds": 10.0}),
+            (results.generation, None, {"images": 4, "image_seconds": 2.0}),
+        ):
+            file, text = facts(folder, **measured)
+            kept[file] = file.read_text()
+            file.write_text(text)
+            if settings:
+                manifest = folder / "manifest.json"
+                kept[manifest] = manifest.read_text()
+                content = json.loads(kept[manifest])
+                content["settings"][settings]["updates_per_type"] = 1800
+                manifest.write_text(json.dumps(content))
+    table = cost([run]).table
+    for file, text in kept.items():
+        file.write_text(text)
+    # two products of two types: 2 · 3,600 updates of 0.5 s and of 1 s; half a second an image
+    expected = ["mvtec_ad", "seas", "0", "1", "2", "3", "500", "21", "card"]
+    assert table.rows[0] == expected
+    assert table.rows[-1][5:7] == ["73", "720"]
+    assert cost([run]).table.rows[0][3:7] == ["–"] * 4, "nothing was timed"
+    assert "Cost" in (report / "first/report/index.html").read_text()
 
 
 def test_the_same_results_give_the_same_report(report):

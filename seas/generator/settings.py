@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from seas.settings import StationSettings, setting
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 
 
 class GeneratorSettings(StationSettings):

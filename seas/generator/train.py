@@ -15,7 +15,7 @@ from seas.generator.attention import AttentionMaps
 from seas.generator.batches import Batch, TrainingBatches
 from seas.generator.embeddings import add_tokens, fold_tokens
 from seas.generator.losses import DecoupledAnomalyAlignmentLoss, masked_mse, valid_cells
-from seas.generator.pipeline import load_pipeline, save_start_normals, tokenise
+from seas.generator.pipeline import load_pipeline, save_generator, save_start_normals, tokenise
 from seas.generator.prompts import Prompts, token_ids, token_positions
 from seas.generator.settings import STAGE_VERSION, GeneratorSettings
 from seas.seeding import torch_rng
@@ -38,7 +38,8 @@ def train_generator(
     """Fine-tune the base on the split's shots and normals, and write the generator's folder.
 
     The folder is what ``StableDiffusionPipeline.from_pretrained`` loads, with prompts.json (the learned
-    tokens), the encoded training normals and losses.parquet beside the pipeline's parts. Without ``mixed_training`` it
+    tokens), the encoded training normals and losses.parquet beside the pipeline's parts. Trained in bf16, it is saved
+    in fp16. Without ``mixed_training`` it
     holds such a folder for each type.
 
     Raises InputError for a base that cannot be loaded or does not fit the settings.
@@ -77,7 +78,7 @@ def train_generator(
         trainer.finish()
 
         def save(folder: Path) -> pd.DataFrame:
-            pipeline.save_pretrained(folder)
+            save_generator(pipeline, base, folder, half=compute.precision == "bf16")
             prompts.save(folder)
             save_start_normals(batches.start_normals(), folder)
             return losses
