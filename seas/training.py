@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -134,17 +135,54 @@ def write_trained(
         piece, checkpoints = working / "models" / name, working / "training" / name
         if not piece.exists():
             save = trained(checkpoints)
-            partial = piece.with_name(f".{name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            write_table(save(partial), partial / LOSSES)
-            os.replace(partial, piece)
+            unfinished = piece.with_name(f".{name}.partial")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            write_table(save(unfinished), unfinished / LOSSES)
+            os.replace(unfinished, piece)
             shutil.rmtree(checkpoints, ignore_errors=True)
     with writing_folder(output, provenance) as folder:
         for name in models:
             shutil.copytree(working / "models" / name, folder / name, copy_function=os.link)
         tables = [read_table(folder / name / LOSSES) for name in models]
         write_table(pd.concat(tables).groupby("step", as_index=False).mean(), folder / LOSSES)
+
+
+class OffloadedAdamW(torch.optim.AdamW):
+    """AdamW that keeps gradients, moments and master weights in the CPU's memory; the device holds the weights alone.
+
+    Each gradient leaves the device as soon as it is whole, so that never all of them are there. On a CPU its updates are
+    AdamW's own, bit for bit.
+    """
+
+    def __init__(self, groups: Sequence[Mapping], **options) -> None:
+        """groups: as of AdamW."""
+        self._shown = [parameter for group in groups for parameter in group["params"]]
+        self._masters = [nn.Parameter(parameter.detach().cpu().clone()) for parameter in self._shown]
+        for shown, master in zip(self._shown, self._masters, strict=True):
+            shown.register_post_accumulate_grad_hook(partial(self._collect, master))
+        masters = iter(self._masters)
+        super().__init__([{**group, "params": [next(masters) for _ in group["params"]]} for group in groups], **options)
+
+    @staticmethod
+    def _collect(master: nn.Parameter, shown: nn.Parameter) -> None:
+        gradient = shown.grad.cpu()
+        master.grad = gradient if master.grad is None else master.grad + gradient
+        shown.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update of the masters, copied to the device."""
+        super().step()
+        for shown, master in zip(self._shown, self._masters, strict=True):
+            shown.copy_(master)
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take a checkpoint's moments; the masters become the weights that the device has by then."""
+        super().load_state_dict(state_dict)
+        for shown, master in zip(self._shown, self._masters, strict=True):
+            master.copy_(shown)
 
 
 def accumulated_update(

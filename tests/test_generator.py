@@ -24,6 +24,7 @@ from seas.generator.settings import GeneratorSettings
 from seas.generator.train import GeneratorTrainer, prompts_of, train_generator, training_target
 from seas.seeding import torch_rng
 from seas.settings import ComputeSettings
+from seas.training import train
 
 CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
 SMALL = GeneratorSettings(
@@ -450,6 +451,40 @@ class TestTraining:
             found[kind] = float(losses["complement"].detach())
             assert found[kind] == pytest.approx(expected, rel=1e-4)
         assert found["abnormal"] != pytest.approx(found["normal"], rel=1e-3)
+
+    @pytest.mark.parametrize("option", ["gradient_checkpointing", "offload_optimizer"])
+    def test_options_for_small_cards_change_no_bit(self, tiny_base, miniature, option):
+        plain, saving = (
+            self.trainer(tiny_base, miniature, gradient_accumulation=2, **changes) for changes in ({}, {option: True})
+        )
+        computed = []
+        block = saving.pipeline.unet.down_blocks[0].resnets[0]
+        block.register_forward_pre_hook(lambda module, arguments: computed.append(module))
+        for step in range(2):
+            assert plain.update(step) == saving.update(step)
+        assert len(computed) == (8 if option == "gradient_checkpointing" else 4), "forward passes of a block"
+        for name, part in plain.state.items():
+            if name != "optimizer":
+                there = saving.state[name].state_dict()
+                assert all(torch.equal(value, there[key]) for key, value in part.state_dict().items())
+        moments, others = (trainer.optimizer.state_dict()["state"] for trainer in (plain, saving))
+        assert all(torch.equal(moments[k]["exp_avg"], others[k]["exp_avg"]) for k in moments)
+
+    def test_an_offloaded_optimizer_resumes(self, tiny_base, miniature, tmp_path):
+        whole, first, second = (self.trainer(tiny_base, miniature, offload_optimizer=True) for _ in range(3))
+        options = {"label": "test", "checkpoint_every": 2}
+        train(whole.update, 4, whole.state, working=tmp_path / "whole", **options)
+
+        def dies(step):
+            if step == 3:
+                raise KeyboardInterrupt
+            return first.update(step)
+
+        with pytest.raises(KeyboardInterrupt):
+            train(dies, 4, first.state, working=tmp_path / "resumed", **options)
+        train(second.update, 4, second.state, working=tmp_path / "resumed", **options)
+        weights = (trainer.pipeline.unet.state_dict().values() for trainer in (whole, second))
+        assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
 
     def trainer(self, tiny_base, miniature, **changes):
         pipeline, split = load_pipeline(tiny_base), pd.read_parquet(miniature.split)

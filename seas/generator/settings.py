@@ -77,6 +77,14 @@ class GeneratorSettings(StationSettings):
     )
     da_weight: float = setting(1.0, "weight of the Decoupled Anomaly Alignment loss", source="Eq. 4", ge=0)
     normal_weight: float = setting(1.0, "weight of the Normal-image Alignment loss", source="Eq. 5", ge=0)
+    gradient_checkpointing: bool = setting(
+        False,
+        "recompute the U-Net's activations in the backward pass, which needs less memory and more time",
+        source="ours",
+    )
+    offload_optimizer: bool = setting(
+        False, "keep gradients, moments and master weights in the CPU's memory and update there", source="ours"
+    )
     checkpoint_every: int = setting(400, "updates between two checkpoints", unit="updates", source="ours", ge=1)
 
     @model_validator(mode="after")

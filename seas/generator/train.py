@@ -20,7 +20,7 @@ from seas.generator.prompts import Prompts, token_ids, token_positions
 from seas.generator.settings import STAGE_VERSION, GeneratorSettings
 from seas.seeding import torch_rng
 from seas.settings import ComputeSettings
-from seas.training import accumulated_update, autocast, prepare_device, train, write_trained
+from seas.training import OffloadedAdamW, accumulated_update, autocast, prepare_device, train, write_trained
 
 
 def train_generator(
@@ -133,17 +133,17 @@ class GeneratorTrainer:
         pipeline.unet.requires_grad_(True).train()
         if settings.trained_embeddings == "all":
             self.embeddings.table.requires_grad_(True)
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": list(pipeline.unet.parameters()), "lr": settings.unet_learning_rate},
-                {
-                    "params": [p for p in self.embeddings.parameters() if p.requires_grad],
-                    "lr": settings.embedding_learning_rate,
-                },
-            ],
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        if settings.gradient_checkpointing:
+            pipeline.unet.enable_gradient_checkpointing()
+        groups = [
+            {"params": list(pipeline.unet.parameters()), "lr": settings.unet_learning_rate},
+            {
+                "params": [p for p in self.embeddings.parameters() if p.requires_grad],
+                "lr": settings.embedding_learning_rate,
+            },
+        ]
+        kind = OffloadedAdamW if settings.offload_optimizer else torch.optim.AdamW
+        self.optimizer = kind(groups, weight_decay=settings.weight_decay, fused=True)
         self.alignment = DecoupledAnomalyAlignmentLoss(settings.map_normalisation, settings.second_term)
         self.maps = AttentionMaps(pipeline.unet, settings.attention_layers, settings.map_softmax)
         self.input_ids = {
@@ -191,10 +191,11 @@ class GeneratorTrainer:
             prediction = self.pipeline.unet(noisy, timesteps, context).sample
         target = training_target(scheduler, latents, noise, timesteps)
 
-        abnormal, normal = batch.is_abnormal.to(self.device), ~batch.is_abnormal.to(self.device)
+        # Slices, not masks: counting a mask would wait for the device.
+        count = int(batch.is_abnormal.sum())
         cells = valid_cells(batch.valid.to(self.device), tuple(latents.shape[2:]))
-        df_mse = masked_mse(prediction[abnormal], target[abnormal], cells[abnormal])
-        ob_mse = masked_mse(prediction[normal], target[normal], cells[normal])
+        df_mse = masked_mse(prediction[:count], target[:count], cells[:count])
+        ob_mse = masked_mse(prediction[count:], target[count:], cells[count:])
         first, second, complement = self._alignment_of(batch, latents)
         loss = self.settings.da_weight * (first + second) + df_mse
         loss = loss + self.settings.normal_weight * (ob_mse + complement)
@@ -207,6 +208,7 @@ class GeneratorTrainer:
         """Leave a plain pipeline behind, ready to be saved."""
         self.maps.remove()
         fold_tokens(self.pipeline, self.embeddings)
+        self.pipeline.unet.disable_gradient_checkpointing()
         self.pipeline.unet.requires_grad_(False).eval()
 
     def _scheduled(self, batch: Batch, draw: int) -> Batch:
@@ -221,18 +223,18 @@ class GeneratorTrainer:
         first = second = complement = latents.new_zeros(())
         maps, mask = self.maps.read(*latents.shape[2:]), batch.mask.to(self.device)
         normal_positions = torch.stack([self.normal_positions[name] for name in batch.types])
-        abnormal = batch.is_abnormal.to(self.device)
-        if abnormal.any():
+        count = int(batch.is_abnormal.sum())
+        if count:
             first, second = self.alignment(
-                {layer: m[abnormal] for layer, m in maps.items()},
-                torch.stack([self.anomaly_positions[name] for name in batch.types if name != "good"]),
-                normal_positions[abnormal],
-                mask[abnormal],
+                {layer: m[:count] for layer, m in maps.items()},
+                torch.stack([self.anomaly_positions[name] for name in batch.types[:count]]),
+                normal_positions[:count],
+                mask[:count],
             )
-        where = abnormal if self.settings.complement_on == "abnormal" else ~abnormal
-        if self.settings.second_term == "complement" and where.any():
-            shown = {layer: m[where] for layer, m in maps.items()}
-            complement = self.alignment.complement(shown, normal_positions[where], mask[where])
+        part = slice(0, count) if self.settings.complement_on == "abnormal" else slice(count, None)
+        if self.settings.second_term == "complement" and len(mask[part]):
+            shown = {layer: m[part] for layer, m in maps.items()}
+            complement = self.alignment.complement(shown, normal_positions[part], mask[part])
         return first, second, complement
 
     def _positions(self, prompt: str, tokens: list[str]) -> Tensor:
