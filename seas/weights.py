@@ -42,8 +42,9 @@ class HubModel:
 
     def download(self, folder: Path | str) -> str:
         """The command that puts the needed files into ``folder``."""
-        files = "'*.json' '*.txt' '*/model.safetensors' '*/diffusion_pytorch_model.safetensors'"
-        return f"hf download {self.repository} --revision {self.revision} --include {files} --local-dir {folder}"
+        patterns = ("*.json", "*.txt", "text_encoder/model.safetensors", "*/diffusion_pytorch_model.safetensors")
+        files = " ".join(f"--include '{pattern}'" for pattern in patterns)
+        return f"hf download {self.repository} --revision {self.revision} {files} --local-dir {folder}"
 
 
 STABLE_DIFFUSION = HubModel(
