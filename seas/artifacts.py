@@ -17,6 +17,7 @@ import resource
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -32,6 +33,8 @@ MANIFEST = "manifest.json"
 RUN = "run.json"
 STARTED = time.time()
 """When this process began its stage: a job of the workflow is one process."""
+MEASURED: Counter[str] = Counter()
+"""What this process did and how long it took: updates and update_seconds, images and image_seconds."""
 RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "snakemake")
 
 
@@ -134,6 +137,7 @@ def _run_facts() -> dict[str, Any]:
     facts = {
         "wall_seconds": round(time.time() - STARTED, 2),
         "cpu_seconds": round(time.process_time(), 2),
+        "measured": {name: round(value, 3) for name, value in sorted(MEASURED.items())},
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

@@ -17,8 +17,8 @@ import yaml
 from pydantic import ValidationError, field_validator
 
 from seas.artifacts import sha256
-from seas.base.pretrained import check_base
-from seas.base.settings import BaseSettings
+from seas.base.pretrained import check_base, check_stable_diffusion, find_base
+from seas.base.settings import PAPER_BASE, BaseSettings
 from seas.data.settings import DataSettings
 from seas.downstream.settings import DownstreamSettings
 from seas.errors import InputError
@@ -142,6 +142,7 @@ class ExperimentFile(StationSettings):
 
     extends: str | None = setting(None, "the parent experiment; none for the root")
     description: str = setting("", "what it shows, for the report")
+    variant: str = setting("", "the paper's name of it, as the column variant of seas/report/paper_results.csv has it")
     settings: dict[str, Any] = setting({}, "settings of the stations that differ from the parent's")
 
 
@@ -251,6 +252,17 @@ def lineage(experiment: str) -> list[str]:
     return line
 
 
+def settings_of(experiment: str) -> Settings:
+    """The settings of an experiment over the defaults, as config/config.yaml has them.
+
+    Raises InputError when it or an ancestor of it has a fault.
+    """
+    content: dict[str, Any] = {}
+    for name in reversed(lineage(experiment)):
+        content = overlaid(content, read_experiment(name).settings)
+    return validated(Settings, content, str(EXPERIMENTS / f"{experiment}.yaml"))
+
+
 def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Two nested mappings as one; where both have a value, ``above`` wins."""
     result = dict(below)
@@ -319,13 +331,16 @@ class Workflow:
     def _unet_blocks(settings: Settings) -> int:
         if not settings.base.pretrained:
             return len(settings.base.unet_channels)
-        return len(read_yaml(Path(settings.base.pretrained) / "unet/config.json")["block_out_channels"])
+        return len(read_yaml(find_base(settings.base.pretrained) / "unet/config.json")["block_out_channels"])
 
     def _check_bases(self) -> None:
         built: dict[str, tuple[str, Any]] = {}
         for (dataset, experiment), settings in self._settings.items():
             if settings.base.pretrained:
-                check_base(Path(settings.base.pretrained))
+                folder = find_base(settings.base.pretrained)
+                check_base(folder)
+                if settings.base.name == PAPER_BASE:
+                    check_stable_diffusion(folder)
                 continue
             where, made_of = f"{experiment} on {dataset}", (settings.base, settings.compute)
             other, first = built.setdefault(settings.base.name, (where, made_of))
@@ -381,7 +396,7 @@ class Workflow:
     def base(self, dataset: str, experiment: str) -> str:
         """The folder of the base that an experiment starts from."""
         base = self.settings(dataset, experiment).base
-        return base.pretrained or f"results/base/{base.name}"
+        return str(find_base(base.pretrained)) if base.pretrained else f"results/base/{base.name}"
 
     def base_named(self, name: str) -> Settings:
         """The settings that a base of this name is built with."""
@@ -504,6 +519,7 @@ class Workflow:
             "image_size": settings.data.image_size,
             "fit": settings.data.fit,
             "all_shots": self.all_shots(dataset, experiment),
+            "variant": read_experiment(experiment).variant,
             "products": {
                 product: {
                     "split": self.split(dataset, experiment, seed, product),

@@ -155,6 +155,13 @@ def test_two_bases_of_one_name_are_refused(project):
         flow(experiments=["big"]).check()
 
 
+def test_the_papers_base_must_have_its_sizes(project, sd_shaped, tiny_base):
+    flow(base={"name": "sd_v1_4", "pretrained": str(sd_shaped)}).check()
+    flow(base={"name": "other", "pretrained": str(tiny_base)}).check()
+    with pytest.raises(InputError, match="give another base.name"):
+        flow(base={"name": "sd_v1_4", "pretrained": str(tiny_base)}).check()
+
+
 def test_a_base_is_built_with_the_settings_of_the_experiment_that_builds_it(project):
     text = "extends: seas\nsettings: {base: {pretrained: null, unet_updates: 10}}"
     (project / "config/experiments/own_base.yaml").write_text(text)

@@ -30,9 +30,10 @@ def masked_mse(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     return (squared * valid).sum() / (valid.expand_as(squared).sum().clamp(min=1))
 
 
-def min_max(maps: Tensor) -> Tensor:
-    """Each map (B, h, w) scaled to [0, 1]; a map without contrast becomes 0."""
-    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+def min_max(maps: Tensor, *, jointly: bool = False) -> Tensor:
+    """Each map (B, h, w), or all of them ``jointly``, scaled to [0, 1]; without contrast they become 0."""
+    dim = (0, 1, 2) if jointly else (1, 2)
+    low, high = maps.amin(dim=dim, keepdim=True), maps.amax(dim=dim, keepdim=True)
     return (maps - low) / (high - low).clamp(min=SMALLEST_RANGE)
 
 
@@ -47,14 +48,15 @@ class DecoupledAnomalyAlignmentLoss:
     First term: ‖(1/N) Σ_n A_df^{n,l} − M^l‖². Second: ‖A_ob^l ⊙ M^l‖². Both are means over cells,
     summed over the layers l. M^l is the mask under max pooling, so that no anomaly vanishes.
     The second term with ``masked_mean`` averages over the mask's cells (0 for an empty mask), with
-    ``elementwise`` over all cells; ``none`` leaves it out. The normalisation ``share`` (ours) replaces both
-    distances by ones between shares of the attention, see ``_of_shares``.
+    ``elementwise`` over all cells; ``none`` leaves it out, and so does ``complement``, whose own term (Eq. 9) is
+    ``complement``. The normalisation ``min_max_batch`` stretches the maps of all images together, as the released code
+    does; ``share`` (ours) replaces the distances by ones between shares of the attention, see ``_of_shares``.
     """
 
     def __init__(
         self,
-        normalisation: Literal["none", "min_max", "share"] = "share",
-        second_term: Literal["masked_mean", "elementwise", "none"] = "masked_mean",
+        normalisation: Literal["none", "min_max", "min_max_batch", "share"] = "share",
+        second_term: Literal["masked_mean", "elementwise", "complement", "none"] = "masked_mean",
     ) -> None:
         self.normalisation = normalisation
         self.second_term = second_term
@@ -80,12 +82,23 @@ class DecoupledAnomalyAlignmentLoss:
             terms = self._of_shares if self.normalisation == "share" else self._of_values
             layer_first, layer_second = terms(anomaly, normal, target)
             first, second = first + layer_first, second + layer_second
-        return first, second if self.second_term != "none" else torch.zeros_like(second)
+        return first, second if self.second_term in ("masked_mean", "elementwise") else torch.zeros_like(second)
+
+    def complement(self, maps: Mapping[int, Tensor], normal_positions: Tensor, mask: Tensor) -> Tensor:
+        """Σ_l ‖A_ob^l − (1 − M^l)‖² (Eq. 9), of abnormal or of normal images: the normal token attends to all the rest.
+
+        With the normalisation ``share``: Σ_l of the divergence of the normal token's shares from those of 1 − M^l.
+        """
+        rest = {layer: shrink_mask(mask, layer_maps.shape[1:3])[:, 0] for layer, layer_maps in maps.items()}
+        terms = self._of_shares if self.normalisation == "share" else self._of_values
+        normal = {layer: token_maps(layer_maps, normal_positions).mean(dim=1) for layer, layer_maps in maps.items()}
+        return torch.stack([terms(normal[layer], normal[layer], 1 - rest[layer])[0] for layer in maps]).sum()
 
     def _of_values(self, anomaly: Tensor, normal: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Eq. 3 on the maps as they are, or scaled to [0, 1]; all of (B, h, w)."""
-        if self.normalisation == "min_max":
-            anomaly, normal = min_max(anomaly), min_max(normal)
+        if self.normalisation != "none":
+            jointly = self.normalisation == "min_max_batch"
+            anomaly, normal = min_max(anomaly, jointly=jointly), min_max(normal, jointly=jointly)
         first = ((anomaly - target) ** 2).mean()
         if self.second_term == "elementwise":
             return first, ((normal * target) ** 2).mean()

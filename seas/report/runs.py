@@ -31,6 +31,7 @@ class DownstreamResults:
 class ReportedRun:
     """One experiment on one dataset with one seed.
 
+    ``variant`` is the paper's name of the experiment where it is one of its ablations, else "".
     ``root`` is the folder of the dataset's photographs, ``all_shots`` the experiment that differs in the number of shots
     alone and has them all.
     """
@@ -42,6 +43,7 @@ class ReportedRun:
     image_size: int
     fit: str
     all_shots: str
+    variant: str
     products: dict[str, ProductResults]
     downstream: list[DownstreamResults]
 

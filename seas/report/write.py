@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from seas.artifacts import Provenance, write_json, write_table, writing_file, writing_folder
+from seas.report.cost import cost
 from seas.report.page import Part, render
 from seas.report.parts import comparable_with_paper, grouped, limits, overview, paper_table, part_of
 from seas.report.runs import ReportedRun
@@ -31,6 +32,7 @@ def write_report(runs: Sequence[ReportedRun], settings: ReportSettings, *, outpu
             part_of(seeds, results, settings, drawn, folder / "figures" / seeds[0].dataset / seeds[0].experiment)
             for seeds in grouped(runs)
         ]
+        parts.append(Part("Cost", "cost", [cost(runs)]))
         write_table(results, folder / "tables" / "results.parquet")
         compared = comparable_with_paper(results)
         write_table(compared, folder / "tables" / "beside_paper.parquet")
