@@ -218,10 +218,7 @@ def damage(artifact: Path) -> str | None:
     """
     artifact = Path(artifact)
     recorded = read_manifest(artifact)["content"]
-    if artifact.is_file():
-        found = {TABLE: _hash_of_table(read_table(artifact))}
-    else:
-        found = _content(artifact)
+    found = {TABLE: _hash_of_table(read_table(artifact))} if artifact.is_file() else _content(artifact)
     for name in sorted(recorded.keys() | found.keys()):
         path = artifact if artifact.is_file() else artifact / name
         if name not in found:
