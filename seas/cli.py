@@ -125,6 +125,18 @@ def restore(config: Annotated[list[str], GIVEN] = []) -> None:  # noqa: B006
 
 
 @app.command()
+def compare(
+    before: Annotated[str, typer.Argument(help="a git revision with results")],
+    after: Annotated[str | None, typer.Argument(help="another one; the working folder when absent")] = None,
+) -> None:
+    """Compare the results of two revisions: settings and numbers that changed, and which changes are beyond chance."""
+    with reporting_faults():
+        from seas.compare import compare as compare_revisions
+
+        print(compare_revisions(before, after))
+
+
+@app.command()
 def settings() -> None:
     """Write config/config.yaml, config/schema.json and config/README.md anew from the settings classes."""
     with reporting_faults():
