@@ -96,12 +96,12 @@ GIVEN = typer.Option(
 
 @app.command()
 def record() -> None:
-    """Record in DVC what is finished in results/: afterwards git has what to commit, and `dvc push` what to send."""
+    """Record in DVC what is finished in results/, and stage for git what git keeps of it."""
     with reporting_faults():
         from seas.versions import record as record_results
 
         found = record_results()
-        print(f"{len(found)} results are recorded. To keep them: git add results && git commit, and dvc push")
+        print(f"{len(found)} results are recorded and staged. To keep them: git commit; to share them: dvc push")
 
 
 @app.command()

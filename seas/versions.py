@@ -293,9 +293,7 @@ def restore(flow: Workflow, given: Sequence[Path | str]) -> Restored:
             "--",
             *targets,
         ]
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode:
-            raise InputError(f"Snakemake could not mark the results as up to date:\n{result.stdout}{result.stderr}")
+        _run("Snakemake", command)
     return found
 
 
@@ -315,11 +313,11 @@ def _finished_below(folder: Path) -> Iterator[Path]:
 
 
 def record() -> list[Path]:
-    """Give every finished artifact to DVC: its content into DVC's cache, a .dvc file beside it for git.
+    """Give every finished artifact to DVC: its content into DVC's cache, a .dvc file beside it, staged in git.
 
     DVC writes recorded tables anew; their times, by which Snakemake judges them, are set back.
 
-    Raises InputError outside a clone, when nothing is finished, or when DVC fails.
+    Raises InputError outside a clone, when nothing is finished, or when DVC or git fails.
     """
     if not Path(".dvc").is_dir():
         raise InputError("there is no .dvc here; results are recorded in the root of a clone of this project")
@@ -329,11 +327,15 @@ def record() -> list[Path]:
     times = {path: path.stat() for path in found if path.is_file()}
     try:
         for start in range(0, len(found), AT_ONCE):
-            command = [sys.executable, "-m", "dvc", "add", "--quiet", *map(str, found[start : start + AT_ONCE])]
-            result = subprocess.run(command, capture_output=True, text=True)
-            if result.returncode:
-                raise InputError(f"dvc add failed: {(result.stderr or result.stdout).strip()}")
+            _run("dvc add", [sys.executable, "-m", "dvc", "add", "--quiet", *map(str, found[start : start + AT_ONCE])])
     finally:
         for path, before in times.items():
             os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    _run("git add", ["git", "add", str(RESULTS)])
     return found
+
+
+def _run(name: str, command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise InputError(f"{name} failed: {(result.stderr or result.stdout).strip()}")
