@@ -442,10 +442,13 @@ class Workflow:
 
     @functools.cache
     def all_products(self, dataset: str) -> list[str]:
-        """All products of a dataset; where its photographs are not, those of the stored index."""
+        """All products of a dataset; where its photographs are not, those of the stored index.
+
+        Raises InputError when there is none, or when a stored index is damaged.
+        """
         file = self.datasets[dataset]
         if not file.root.is_dir():
-            return list(stored_index(dataset))
+            return [product for product, table in stored_index(dataset).items() if read_manifest(table)]
         products = self._readers()[file.layout].list_products(file.root)
         if not products:
             raise InputError(
