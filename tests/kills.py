@@ -29,13 +29,13 @@ from seas.artifacts import damage, has_manifest
 
 LONGER = {
     "base": {"vae_updates": 20, "unet_updates": 20, "checkpoint_every": 5},
-    "generator": {"updates_per_type": 10, "checkpoint_every": 5},
-    "rmp": {"updates_per_type": 10, "checkpoint_every": 5},
+    "generator": {"updates_per_type": 6, "checkpoint_every": 5},
+    "rmp": {"updates_per_type": 6, "checkpoint_every": 5},
     "generation": {"pairs_per_type": 8, "normals": 8, "batch_size": 2},
     "downstream": {"updates": 20, "checkpoint_every": 5},
 }
 """Stages long enough to be killed within, with checkpoints to resume from."""
-LATEST = 15.0
+LATEST = 30.0
 """Seconds after the start within which a kill is drawn: Snakemake plans for about three, a stage loads for about five."""
 BETWEEN = "(between two stages)"
 
