@@ -205,7 +205,7 @@ def test_dvc_runs_and_compares_an_ablation(house):
     times = {stage: (house / RUN / stage / "washer/run.json").stat().st_mtime_ns for stage in ("generator", "rmp")}
     assert "Nothing to be done" in dvc(house, "repro")
     commit(house, "lock")
-    text = dvc(house, "exp", "run", "--name", "tau", "-S", "config/demo.yaml:generation.threshold=0.45")
+    text = dvc(house, "exp", "run", "--name", "tau", "-S", "config/config.yaml:generation.threshold=0.45")
     assert "Ran experiment(s): tau" in text and "rule generation" in text
     assert not {"rule generator", "rule rmp", "rule crop_and_paste"} & set(text.replace(":", "").splitlines())
     assert times == {stage: (house / RUN / stage / "washer/run.json").stat().st_mtime_ns for stage in times}
@@ -213,10 +213,7 @@ def test_dvc_runs_and_compares_an_ablation(house):
     changed = json.loads(metrics)["diff"]["results/metrics.json"]
     assert changed and all("/generation/" in name or "/generated/" in name for name in changed)
     params = json.loads(dvc(house, "params", "diff", "HEAD", "tau", "--json"))["diff"]
-    assert (
-        params["config/demo.yaml"] == {"generation.threshold": {"old": None, "new": 0.45, "diff": None}}
-        or params["config/demo.yaml"]["generation.threshold"]["new"] == 0.45
-    )
+    assert params["config/config.yaml"]["generation.threshold"]["new"] == 0.45
     assert params["results/settings.json"]["mine.seas.generation.generation.threshold"]["new"] == 0.45
     dvc(house, "plots", "diff", "HEAD", "tau", "--out", str(house.parent / "plots"))
     page = (house.parent / "plots/index.html").read_text()
