@@ -106,6 +106,53 @@ def miniature(
         print(f"Miniature dataset: {out}")
 
 
+GIVEN = typer.Option(
+    "--config", help="what snakemake was given: a file after --configfile, or key=value after --config; again for each"
+)
+
+
+@app.command()
+def record() -> None:
+    """Record in DVC what is finished in results/, and stage for git what git keeps of it."""
+    with reporting_faults():
+        from seas.versions import record as record_results
+
+        found = record_results()
+        print(f"{len(found)} results are recorded and staged. To keep them: git commit; to share them: dvc push")
+
+
+@app.command()
+def restore(config: Annotated[list[str], GIVEN] = []) -> None:  # noqa: B006
+    """After `dvc pull` or `dvc checkout`: check every result against its manifest and the settings.
+
+    What agrees counts as up to date for Snakemake; what does not is named and made anew by the next run.
+    """
+    with reporting_faults():
+        from seas.config import load_workflow
+        from seas.versions import restore as restore_results
+
+        found = restore_results(load_workflow(config), config)
+        for path, reason in found.aside.items():
+            print(f"set aside: {path}: {reason}")
+        for path in found.missing:
+            print(f"missing: {path}")
+        print(
+            f"{len(found.fresh)} results are up to date; the next run makes {len(found.aside) + len(found.missing)} anew"
+        )
+
+
+@app.command()
+def compare(
+    before: Annotated[str, typer.Argument(help="a git revision with results")],
+    after: Annotated[str | None, typer.Argument(help="another one; the working folder when absent")] = None,
+) -> None:
+    """Compare the results of two revisions: settings and numbers that changed, and which changes are beyond chance."""
+    with reporting_faults():
+        from seas.compare import compare as compare_revisions
+
+        print(compare_revisions(before, after))
+
+
 @app.command()
 def settings() -> None:
     """Write config/config.yaml, config/schema.json and config/README.md anew from the settings classes."""

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError, field_validator
 
-from seas.artifacts import sha256
+from seas.artifacts import read_manifest, sha256
 from seas.base.pretrained import check_base, check_stable_diffusion, find_base
 from seas.base.settings import PAPER_BASE, BaseSettings
 from seas.data.settings import DataSettings
@@ -31,7 +31,7 @@ from seas.settings import ComputeSettings, StationSettings, setting
 from seas.weights import has_paper_weights
 
 SAFE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-RESERVED_NAMES = ("base", "report", "logs", "check")
+RESERVED_NAMES = ("base", "report", "plots", "logs", "check")
 """Folders of results/ that are no dataset's."""
 DATASETS = Path("config/datasets")
 EXPERIMENTS = Path("config/experiments")
@@ -215,14 +215,21 @@ def _named_file(folder: Path, name: str, what: str) -> Path:
 def read_dataset(name: str) -> DatasetFile:
     """A dataset's file by name.
 
-    Raises InputError when there is none, or when its content or its root is wrong.
+    Raises InputError when there is none, when its content is wrong, or when neither its root nor a stored index is there.
     """
     path = _named_file(DATASETS, name, "dataset")
     dataset = validated(DatasetFile, read_yaml(path), str(path))
     root = dataset.root.expanduser()
-    if not root.is_dir():
-        raise InputError(f"{path}: 'root' is {str(dataset.root)!r}, which is no folder")
+    if not root.is_dir() and not stored_index(name):
+        raise InputError(
+            f"{path}: 'root' is {str(dataset.root)!r}, which is no folder, and results/{name}/data holds no index of it"
+        )
     return dataset.model_copy(update={"root": root})
+
+
+def stored_index(dataset: str) -> dict[str, Path]:
+    """The samples tables of a dataset's products in results/: what is known of it where its photographs are not."""
+    return {path.stem: path for path in sorted(Path(f"results/{dataset}/data").glob("[!.]*.parquet"))}
 
 
 def read_experiment(name: str) -> ExperimentFile:
@@ -462,8 +469,13 @@ class Workflow:
 
     @functools.cache
     def all_products(self, dataset: str) -> list[str]:
-        """All products of a dataset."""
+        """All products of a dataset; where its photographs are not, those of the stored index.
+
+        Raises InputError when there is none, or when a stored index is damaged.
+        """
         file = self.datasets[dataset]
+        if not file.root.is_dir():
+            return [product for product, table in stored_index(dataset).items() if read_manifest(table)]
         products = self._readers()[file.layout].list_products(file.root)
         if not products:
             raise InputError(
@@ -482,19 +494,25 @@ class Workflow:
         return self.all_products(dataset) if scope == "all" else [scope]
 
     def fingerprint(self, dataset: str, product: str) -> str:
-        """A hash of the names and sizes of a product's files."""
+        """A hash of the names and sizes of a product's files; where they are not, that of the stored index."""
         file = self.datasets[dataset]
+        if not file.root.is_dir():
+            return read_manifest(stored_index(dataset)[product])["settings"]["fingerprint"]
         return self._readers()[file.layout].fingerprint(file.root, product)
 
     def groups(self, dataset: str, experiment: str, product: str) -> str | None:
-        """A hash of the file of a product's groups; None where it has none."""
+        """A hash of the file of a product's groups, None where it has none; without photographs, that of a stored split."""
         file = self.settings(dataset, experiment).data.groups
+        if file and not self.datasets[dataset].root.is_dir():
+            owner = self.owner(dataset, experiment, "split")
+            stored = sorted(Path(f"results/{dataset}/{owner}").glob(f"seed*/split/{product}.parquet"))
+            return read_manifest(stored[0])["settings"]["groups"] if stored else None
         path = self.datasets[dataset].root / product / file if file else None
         return sha256(path) if path and path.is_file() else None
 
     def results(self) -> list[str]:
         """Everything that a whole run leaves. Each stage is named: a lost intermediate result is made again."""
-        found = {"results/report", "results/metrics.json"}
+        found = {"results/report", "results/metrics.json", "results/settings.json", "results/plots"}
         for dataset, experiment, seed in self.runs():
             run = self.reported_run(dataset, experiment, seed)
             found.add(self.base(dataset, experiment))
@@ -542,12 +560,30 @@ class Workflow:
         }
 
 
-def load_workflow(files: Sequence[Path], **changes: Any) -> Workflow:
+def load_workflow(given: Sequence[Path | str], **changes: Any) -> Workflow:
     """The workflow's configuration as Snakemake would see it, for the command line.
+
+    ``given`` are what Snakemake takes after ``--configfile`` (files) and ``--config`` (texts "key=value", value in YAML).
 
     Raises InputError for any fault in it.
     """
     content = read_yaml(Path("config/config.yaml"))
-    for file in files:
-        content = overlaid(content, read_yaml(file))
+    for file in files_of(given):
+        content = overlaid(content, read_yaml(Path(file)))
+    for text in settings_of(given):
+        key, value = text.split("=", 1)
+        try:
+            content = overlaid(content, {key: yaml.safe_load(value)})
+        except yaml.YAMLError:
+            raise InputError(f"'{text}' is no 'key=value' with a value in YAML") from None
     return Workflow(overlaid(content, changes))
+
+
+def files_of(given: Sequence[Path | str]) -> list[str]:
+    """Of what was given for a configuration, the files."""
+    return [str(part) for part in given if "=" not in str(part)]
+
+
+def settings_of(given: Sequence[Path | str]) -> list[str]:
+    """Of what was given for a configuration, the texts "key=value"."""
+    return [str(part) for part in given if "=" in str(part)]

@@ -212,8 +212,7 @@ def report(runs, tmp_path_factory) -> Path:
         patch.setattr(parts, "load_pipeline", lambda folder: None)
         patch.setattr(parts, "token_attention", fake_attention)
         for name in ("first", "second"):
-            output, file = folder / name / "report", folder / name / "metrics.json"
-            write_report(runs, ReportSettings(examples_per_type=3), output=output, metrics_json=file)
+            write_report(runs, ReportSettings(examples_per_type=3), output=folder / name / "report")
     return folder
 
 
@@ -457,12 +456,7 @@ def test_pairs_that_two_experiments_share_are_shown_once(runs, tmp_path, monkeyp
     monkeypatch.setattr(parts, "load_pipeline", lambda folder: None)
     monkeypatch.setattr(parts, "token_attention", fake_attention)
     plain = vars(runs[0]) | {"experiment": "other", "downstream": []}
-    write_report(
-        [runs[0], ReportedRun(**plain)],
-        ReportSettings(),
-        output=tmp_path / "report",
-        metrics_json=tmp_path / "metrics.json",
-    )
+    write_report([runs[0], ReportedRun(**plain)], ReportSettings(), output=tmp_path / "report")
     assert len(list((tmp_path / "report").rglob("pairs_*.png"))) == 2
     assert "The pairs of bottle are those of mvtec_ad: seas." in (tmp_path / "report" / "index.html").read_text()
 
