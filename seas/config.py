@@ -259,7 +259,7 @@ def lineage(experiment: str) -> list[str]:
     return line
 
 
-def settings_of(experiment: str) -> Settings:
+def experiment_settings(experiment: str) -> Settings:
     """The settings of an experiment over the defaults, as config/config.yaml has them.
 
     Raises InputError when it or an ancestor of it has a fault.

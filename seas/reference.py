@@ -10,7 +10,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from seas.artifacts import writing_file
-from seas.config import EXPERIMENTS, Config, Settings, lineage, read_experiment, settings_of
+from seas.config import EXPERIMENTS, Config, Settings, experiment_settings, lineage, read_experiment
 from seas.report.tables import paper_variants
 from seas.settings import StationSettings
 
@@ -107,7 +107,7 @@ def reference_page() -> str:
             Config, [name for name in Config.model_fields if name in ("datasets", "products", "experiments", "seeds")]
         ),
     ]
-    compared = {name: settings_of(name) for name in COMPARED}
+    compared = {name: experiment_settings(name) for name in COMPARED}
     for name, model in _stations():
         columns = {experiment: getattr(settings, name) for experiment, settings in compared.items()}
         lines += ["", f"## {name}", "", _first_line(model), "", *_table(model, columns=columns)]

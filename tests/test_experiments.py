@@ -14,9 +14,9 @@ from seas.config import (
     DatasetFile,
     Settings,
     Workflow,
+    experiment_settings,
     lineage,
     read_experiment,
-    settings_of,
 )
 from seas.data.split import split_samples
 from seas.generation.diffusion import generate_product
@@ -53,7 +53,7 @@ class Bench:
         return TrainingBatches(self.split, self.miniature.root, data, pipeline.vae, prompts, seed=0, **counts)
 
     def generator_trainer(self, name: str, **changes) -> GeneratorTrainer:
-        settings = settings_of(name).generator.model_copy(update={"updates_per_type": 2, **changes})
+        settings = experiment_settings(name).generator.model_copy(update={"updates_per_type": 2, **changes})
         pipeline, prompts = load_pipeline(self.base), prompts_of(self.split, settings)
         return GeneratorTrainer(pipeline, prompts, self.batches(pipeline, prompts), settings, CPU, 0)
 
@@ -63,12 +63,12 @@ class Bench:
 
     def rmp_trainer(self, name: str) -> RmpTrainer:
         pipeline, prompts = load_pipeline(self.generator), Prompts.load(self.generator)
-        settings = settings_of(name).rmp.model_copy(update={"updates_per_type": 1})
+        settings = experiment_settings(name).rmp.model_copy(update={"updates_per_type": 1})
         return RmpTrainer(pipeline, prompts, self.batches(pipeline, prompts), settings, CPU, 0)
 
     def sampler(self, name: str) -> PairSampler:
         pipeline = load_pipeline(self.generator)
-        settings = settings_of(name).generation.model_copy(update={"steps": 3, "batch_size": 1})
+        settings = experiment_settings(name).generation.model_copy(update={"steps": 3, "batch_size": 1})
         network, start = load_rmp(self.rmp, pipeline), load_start_normals(self.generator)
         return PairSampler(pipeline, network, Prompts.load(self.generator), start, settings, CPU, 0)
 
@@ -131,7 +131,7 @@ def typical_prompt(bench: Bench, name: str) -> None:
 
 def apart(bench: Bench, name: str, tmp_path) -> None:
     """A generator and a mask branch for each type, trained on its images alone; one tree of pairs; resumed in between."""
-    settings, data = settings_of(name), bench.miniature.data
+    settings, data = experiment_settings(name), bench.miniature.data
     common = (bench.miniature.split, bench.miniature.root)
     generator_settings = settings.generator.model_copy(update={"updates_per_type": 1})
     generator, rmp = tmp_path / "generator/washer", tmp_path / "rmp/washer"
@@ -246,7 +246,7 @@ def shots(number: int) -> Callable:
         rows = [(folder, kind) for folder, kind, n in (("test", "a", 30), ("train", "good", 4)) for _ in range(n)]
         table = pd.DataFrame(rows, columns=["folder", "type"])
         table = table.assign(image=[f"{k:03d}.png" for k in range(len(table))], product="p")
-        few, third = (split_samples(table, settings_of(e).data, 0, {}) for e in (name, "seas"))
+        few, third = (split_samples(table, experiment_settings(e).data, 0, {}) for e in (name, "seas"))
         assert (few.role == "shot").sum() == number and (third.role == "shot").sum() == 10
         assert set(few[few.role == "test"].image) == set(third[third.role == "test"].image)
 
@@ -348,7 +348,7 @@ def other_base(bench: Bench, name: str) -> None:
 
 def released(bench: Bench, name: str) -> None:
     """Each option's computation is tested by value in its station; here, that the trainers obey them together."""
-    settings = settings_of(name)
+    settings = experiment_settings(name)
     trainer = bench.generator_trainer(name)
     text = trainer.prompts.abnormal(trainer.prompts.types[0])
     assert "," not in text and trainer.embeddings.table.weight.requires_grad
@@ -431,7 +431,7 @@ def test_every_file_is_tested():
 @pytest.mark.parametrize("name", [name for name in ALIASES if name not in CHECKS])
 def test_an_alias_is_seas(bench, name):
     flow = flow_of(bench, name)
-    assert settings_of(name) == Settings() == settings_of("seas")
+    assert experiment_settings(name) == Settings() == experiment_settings("seas")
     assert {flow.owner("mine", name, stage) for stage in STAGE_SECTIONS} == {"seas"}
     assert lineage(name) == [name, "seas"]
 
