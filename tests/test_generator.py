@@ -179,6 +179,26 @@ class TestAlignmentLoss:
         )
         assert (float(first), float(second)) == pytest.approx((np.log(1.1 / 0.8), 0.5 / 1.1), rel=1e-5)
 
+    def test_mass_by_hand(self):
+        # the anomaly tokens take 1.6 of the first cell, which is clipped, so the maps are halved: .8 .1 / .1 .1
+        maps = {1: self.MAPS[1] / 2}
+        expected = (-np.log(0.8) - np.log(0.9), 0.25**2)
+        assert self.terms(DecoupledAnomalyAlignmentLoss("mass"), maps=maps) == pytest.approx(expected, rel=1e-5)
+
+    def test_mass_weighs_a_small_mask_as_much_as_the_rest(self):
+        # −log a over .8 .1, −log(1 − a) over .1 .1
+        mask = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]])
+        first, _ = self.terms(DecoupledAnomalyAlignmentLoss("mass"), mask=mask, maps={1: self.MAPS[1] / 2})
+        assert first == pytest.approx(-np.log(0.8) / 2 - np.log(0.1) / 2 - np.log(0.9), rel=1e-5)
+
+    def test_mass_of_an_empty_and_of_a_full_mask_is_finite(self):
+        maps = {1: self.MAPS[1] / 2}
+        empty = self.terms(DecoupledAnomalyAlignmentLoss("mass"), mask=torch.zeros(1, 1, 2, 2), maps=maps)
+        assert empty == pytest.approx((-np.log(0.2) / 4 - 3 * np.log(0.9) / 4, 0), rel=1e-5)
+        full = self.terms(DecoupledAnomalyAlignmentLoss("mass", "elementwise"), mask=torch.ones(1, 1, 2, 2), maps=maps)
+        normal_squares = 0.25**2 + 0.05**2 + 0.1**2 + 0.15**2
+        assert full == pytest.approx((-np.log(0.8) / 4 - 3 * np.log(0.1) / 4, normal_squares / 4), rel=1e-5)
+
     def test_layers_are_summed(self):
         loss = DecoupledAnomalyAlignmentLoss("none")
         assert self.terms(loss, maps={1: self.MAPS[1], 2: self.MAPS[1]}) == pytest.approx((0.035, 0.5))
@@ -486,6 +506,13 @@ class TestTraining:
         weights = (trainer.pipeline.unet.state_dict().values() for trainer in (whole, second))
         assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
 
+    @pytest.mark.parametrize(("decay", "share"), [("none", 1.0), ("cosine", 0.5)])
+    def test_both_rates_fall_along_half_a_cosine(self, tiny_base, miniature, decay, share):
+        trainer = self.trainer(tiny_base, miniature, learning_rate_decay=decay, updates_per_type=2)
+        trainer.update(3)  # of 2 updates for each of 3 types
+        rates = [group["lr"] for group in trainer.optimizer.param_groups]
+        assert rates == pytest.approx([share * SMALL.unet_learning_rate, share * SMALL.embedding_learning_rate])
+
     def trainer(self, tiny_base, miniature, **changes):
         pipeline, split = load_pipeline(tiny_base), pd.read_parquet(miniature.split)
         settings = SMALL.model_copy(update=changes)
@@ -632,6 +659,8 @@ def test_settings_refuse_what_has_no_meaning():
         GeneratorSettings(attention_layers=(2, 2))
     with pytest.raises(ValueError, match="'elementwise' has no meaning for shares"):
         GeneratorSettings(second_term="elementwise")
+    with pytest.raises(ValueError, match="'mass' needs map_softmax 'tokens'"):
+        GeneratorSettings(map_normalisation="mass", map_softmax="pixels")
 
 
 def test_settings_refuse_a_level_that_no_unet_has():

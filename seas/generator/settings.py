@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from seas.settings import StationSettings, setting
 
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 
 
 class GeneratorSettings(StationSettings):
@@ -49,8 +49,11 @@ class GeneratorSettings(StationSettings):
         2, "abnormal images of a batch, any types mixed", source="Sec. A.2", unit="images", ge=1
     )
     normal_per_batch: int = setting(2, "normal images of a batch", source="Sec. A.2", unit="images", ge=1)
-    unet_learning_rate: float = setting(4e-6, "AdamW's constant rate for the U-Net", source="Sec. A.2", gt=0)
-    embedding_learning_rate: float = setting(4e-5, "AdamW's constant rate for the embeddings", source="Sec. A.2", gt=0)
+    unet_learning_rate: float = setting(4e-6, "AdamW's rate for the U-Net", source="Sec. A.2", gt=0)
+    embedding_learning_rate: float = setting(4e-5, "AdamW's rate for the embeddings", source="Sec. A.2", gt=0)
+    learning_rate_decay: Literal["none", "cosine"] = setting(
+        "none", "course of both rates: constant, or down to 0 along half a cosine", source="Sec. A.2; cosine: ours"
+    )
     weight_decay: float = setting(0.01, "AdamW's decay", source="released code", ge=0)
     attention_layers: tuple[int, ...] = setting(
         (2, 3),
@@ -60,10 +63,10 @@ class GeneratorSettings(StationSettings):
     map_softmax: Literal["tokens", "pixels"] = setting(
         "tokens", "direction of the softmax of the maps in the DA loss", source="Eq. 2; released code: pixels"
     )
-    map_normalisation: Literal["none", "min_max", "min_max_batch", "share"] = setting(
+    map_normalisation: Literal["none", "min_max", "min_max_batch", "share", "mass"] = setting(
         "share",
         "scaling of each image's map before it meets the mask; share (ours) compares shares of the attention, since a tiny mask "
-        "is nearly satisfied by one hot cell under min_max",
+        "is nearly satisfied by one hot cell under min_max; mass (ours) is the cross-entropy of what the tokens take together",
         source="ours; Eq. 3 to the letter: none; released code: min_max_batch",
     )
     second_term: Literal["masked_mean", "elementwise", "complement", "none"] = setting(
@@ -93,6 +96,14 @@ class GeneratorSettings(StationSettings):
             raise ValueError(f"attention_layers is {list(self.attention_layers)}; give one or more of 1, 2, 3, 4")
         if len(set(self.attention_layers)) < len(self.attention_layers):
             raise ValueError(f"attention_layers is {list(self.attention_layers)}; name each level once")
+        return self
+
+    @model_validator(mode="after")
+    def _mass_is_of_tokens(self) -> "GeneratorSettings":
+        if self.map_normalisation == "mass" and self.map_softmax != "tokens":
+            raise ValueError(
+                "map_normalisation 'mass' needs map_softmax 'tokens': over pixels no cell's attention is shared"
+            )
         return self
 
     @model_validator(mode="after")

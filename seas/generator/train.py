@@ -1,5 +1,6 @@
 """Separation and Sharing fine-tuning of a base on one product (Sec. 3.2)."""
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -112,6 +113,11 @@ def prompts_of(split, settings: GeneratorSettings) -> Prompts:
     )
 
 
+def cosine_decay(step: int, updates: int) -> float:
+    """The share of a learning rate that is left at a step: 1 at the first, towards 0 after the last."""
+    return (1 + math.cos(math.pi * step / updates)) / 2
+
+
 class GeneratorTrainer:
     """One update of the fine-tuning: L = L_df + L_ob (Eq. 4 to 6)."""
 
@@ -164,6 +170,10 @@ class GeneratorTrainer:
 
     def update(self, step: int) -> dict[str, Tensor]:
         """One optimizer update; gives its losses."""
+        share = cosine_decay(step, self.updates) if self.settings.learning_rate_decay == "cosine" else 1.0
+        peaks = (self.settings.unet_learning_rate, self.settings.embedding_learning_rate)
+        for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * share
         return accumulated_update(self.losses, step, self.settings.gradient_accumulation, self.optimizer)
 
     @property
