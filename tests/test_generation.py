@@ -170,7 +170,7 @@ class TestSampler:
         """A stand-in for a GPU's memory that holds three images at once."""
         sampler.batch_size, sizes, unet = 8, [], sampler.pipeline.unet.forward
         wanted = [(index, 0) for index in range(5)]
-        whole = sampler.make("good", wanted)
+        whole = sampler.make("dent", wanted)
 
         def forward(latents, *rest):
             sizes.append(len(latents) // 2)
@@ -179,8 +179,9 @@ class TestSampler:
             return unet(latents, *rest)
 
         monkeypatch.setattr(sampler.pipeline.unet, "forward", forward)
-        made = sampler.make("good", wanted)
+        made = sampler.make("dent", wanted)
         assert sorted(set(sizes), reverse=True) == [8, 4, 2] and sampler.batch_size == 2
+        assert not any(block._forward_hooks for block in sampler.pipeline.unet.up_blocks), "a recorder was left behind"
         assert all(np.abs(a.image.astype(int) - b.image).max() <= 1 for a, b in zip(whole, made, strict=True))
 
         def never(latents, *rest):
@@ -188,7 +189,7 @@ class TestSampler:
 
         monkeypatch.setattr(sampler.pipeline.unet, "forward", never)
         with pytest.raises(InputError, match="does not hold the making of one image"):
-            sampler.make("good", wanted)
+            sampler.make("dent", wanted)
 
     def test_the_automatic_batch_is_8_on_a_cpu(self, sampler):
         rest = (sampler.pipeline, sampler.rmp, sampler.prompts, sampler.start)
