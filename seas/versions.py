@@ -231,6 +231,7 @@ def set_apart(flow: Workflow) -> Restored:
             _set_aside(artifact.path)
             aside[artifact.path] = reason
         else:
+            remove(stale(artifact.path))
             fresh.add(artifact.path)
     if RESULTS / "report" in fresh:
         _check_published(flow, fresh, aside, missing)
