@@ -87,7 +87,7 @@ def write_split(root: Path, product: str, path: Path) -> None:
 
 def write_generation(folder: Path) -> None:
     rows = []
-    with artifact(folder, "generation", {"generation": {"threshold": 0.2}}) as partial:
+    with artifact(folder, "generation", {"generation": {"threshold": 0.2}, "wanted": {"dent": [0, 2]}}) as partial:
         for name in TYPES:
             for index in range(3):
                 image, mask = photograph(10 + index, name)
@@ -405,7 +405,7 @@ def test_what_git_keeps_of_the_results(report, runs):
     kept = report / "first"
     settings = json.loads((kept / "settings.json").read_text())["mvtec_ad"]["seas"]
     assert settings["downstream"] == {"compute": {"threads": 1}, "downstream": {"updates": 100}, "stage_version": 1}
-    assert settings["generation"]["generation"] == {"threshold": 0.2}
+    assert settings["generation"] == {"generation": {"threshold": 0.2}, "stage_version": 1}
     names = sorted(str(path.relative_to(kept / "plots")) for path in (kept / "plots").rglob("*.csv"))
     run = "mvtec_ad/seas/seed1"
     assert f"losses/{run}/generator/carpet.csv" in names
