@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from seas.config import Config, Workflow, lineage, overlaid, validated
+from seas.config import Config, Workflow, lineage, load_workflow, overlaid, validated
 from seas.errors import InputError
 from seas.versions import artifacts
 
@@ -190,6 +190,17 @@ def test_a_dataset_without_the_wanted_product_does_not_run(project):
     both = flow(datasets=["mine", "other"], products=["screw"])
     assert both.runs() == [("other", "seas", 0)]
     assert not [path for path in both.results() if path.startswith("results/mine")]
+
+
+def test_the_command_line_takes_files_and_settings_as_snakemake_does(project):
+    content = {"datasets": ["mine"], "base": {"name": "b", "pretrained": None}}
+    (project / "config/config.yaml").write_text(yaml.safe_dump(content))
+    (project / "more.yaml").write_text("rmp: {channels: 288}\nseeds: [1]")
+    given = ["more.yaml", "seeds=[3, 4]", "generation={threshold: 0.4}"]
+    found = load_workflow(given).config
+    assert (found.rmp.channels, found.seeds, found.generation.threshold) == (288, [3, 4], 0.4)
+    with pytest.raises(InputError, match="'seeds=\\[' is no 'key=value'"):
+        load_workflow(["seeds=["])
 
 
 def test_settings_cannot_be_changed_later():
