@@ -55,8 +55,7 @@ def attention_scores(generator: Path, test: pd.DataFrame, root: Path, data, laye
                 for layer_maps in recorder.read(*latents.shape[2:]).values():
                     mean = token_maps(layer_maps, positions).mean(1, keepdim=True)
                     seen.append(torch.nn.functional.interpolate(mean, fitted.mask.shape, mode="bilinear"))
-        valid = torch.from_numpy(fitted.valid)[None]
-        maps.append(min_max(torch.stack(seen).mean(0)[:, 0], valid.float())[0].numpy())
+        maps.append(min_max(torch.stack(seen).mean(0)[:, 0])[0].numpy())
     return np.stack(maps)
 
 

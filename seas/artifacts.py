@@ -18,6 +18,7 @@ import resource
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -39,6 +40,8 @@ _MANIFEST_KEY = b"seas"
 """The name of a table's manifest in the parquet file's metadata."""
 STARTED = time.time()
 """When this process began its stage: a job of the workflow is one process."""
+MEASURED: Counter[str] = Counter()
+"""What this process did and how long it took: updates and update_seconds, images and image_seconds."""
 RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "snakemake")
 
 
@@ -161,6 +164,7 @@ def _run_facts() -> dict[str, Any]:
     facts = {
         "wall_seconds": round(time.time() - STARTED, 2),
         "cpu_seconds": round(time.process_time(), 2),
+        "measured": {name: round(value, 3) for name, value in sorted(MEASURED.items())},
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

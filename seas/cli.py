@@ -37,6 +37,23 @@ def check(
 
 
 @app.command()
+def windows(
+    root: Annotated[Path, typer.Argument(help="folder of a dataset in MVTec-AD layout")],
+    out: Annotated[Path, typer.Argument(help="folder to write; it must not exist")],
+    side: Annotated[int, typer.Option(min=16, help="side of a window, in the photographs' pixels")],
+    groups: Annotated[
+        str | None, typer.Option(help="csv in the products' folders, as data.groups names it, to carry over")
+    ] = None,
+) -> None:
+    """Cut a dataset's photographs into square windows: for defects that whole photographs at the networks' size lose."""
+    with reporting_faults():
+        from seas.data.windows import PHOTOGRAPHS, write_windows
+
+        written = write_windows(root, side, out, groups)
+        print(f"{written} windows in {out}; keep those of one photograph together with data.groups: {PHOTOGRAPHS}")
+
+
+@app.command()
 def generate(
     generator: Annotated[Path, typer.Argument(help="folder of a finished generator")],
     type: Annotated[str, typer.Option("--type", help="anomaly type; 'good' for normals")],

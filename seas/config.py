@@ -7,6 +7,7 @@ are laid over each other, the more particular over the more general: config/conf
 
 import difflib
 import functools
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,8 @@ import yaml
 from pydantic import ValidationError, field_validator
 
 from seas.artifacts import read_manifest, sha256
-from seas.base.pretrained import check_base
-from seas.base.settings import BaseSettings
+from seas.base.pretrained import check_base, check_stable_diffusion, find_base
+from seas.base.settings import PAPER_BASE, BaseSettings
 from seas.data.settings import DataSettings
 from seas.downstream.settings import DownstreamSettings
 from seas.errors import InputError
@@ -45,6 +46,7 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "metrics": (*_GENERATED, "metrics"),
     "downstream/real": ("compute", "data", "downstream"),
     "downstream/crop_and_paste": ("compute", "data", "generation.pairs_per_type", "downstream"),
+    "downstream/real+crop_and_paste": ("compute", "data", "generation.pairs_per_type", "downstream"),
     "downstream/generated": (*_GENERATED, "downstream"),
     "downstream/real+generated": (*_GENERATED, "downstream"),
 }
@@ -140,6 +142,7 @@ class ExperimentFile(StationSettings):
 
     extends: str | None = setting(None, "the parent experiment; none for the root")
     description: str = setting("", "what it shows, for the report")
+    variant: str = setting("", "the paper's name of it, as the column variant of seas/report/paper_results.csv has it")
     settings: dict[str, Any] = setting({}, "settings of the stations that differ from the parent's")
 
 
@@ -256,6 +259,17 @@ def lineage(experiment: str) -> list[str]:
     return line
 
 
+def experiment_settings(experiment: str) -> Settings:
+    """The settings of an experiment over the defaults, as config/config.yaml has them.
+
+    Raises InputError when it or an ancestor of it has a fault.
+    """
+    content: dict[str, Any] = {}
+    for name in reversed(lineage(experiment)):
+        content = overlaid(content, read_experiment(name).settings)
+    return validated(Settings, content, str(EXPERIMENTS / f"{experiment}.yaml"))
+
+
 def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Two nested mappings as one; where both have a value, ``above`` wins."""
     result = dict(below)
@@ -324,13 +338,16 @@ class Workflow:
     def _unet_blocks(settings: Settings) -> int:
         if not settings.base.pretrained:
             return len(settings.base.unet_channels)
-        return len(read_yaml(Path(settings.base.pretrained) / "unet/config.json")["block_out_channels"])
+        return len(read_yaml(find_base(settings.base.pretrained) / "unet/config.json")["block_out_channels"])
 
     def _check_bases(self) -> None:
         built: dict[str, tuple[str, Any]] = {}
         for (dataset, experiment), settings in self._settings.items():
             if settings.base.pretrained:
-                check_base(Path(settings.base.pretrained))
+                folder = find_base(settings.base.pretrained)
+                check_base(folder)
+                if settings.base.name == PAPER_BASE:
+                    check_stable_diffusion(folder)
                 continue
             where, made_of = f"{experiment} on {dataset}", (settings.base, settings.compute)
             other, first = built.setdefault(settings.base.name, (where, made_of))
@@ -358,6 +375,16 @@ class Workflow:
             owner = ancestor
         return owner
 
+    def all_shots(self, dataset: str, experiment: str) -> str:
+        """The farthest ancestor that differs in the number of shots alone."""
+        own = self._apart_from_shots(dataset, experiment)
+        line = itertools.takewhile(lambda name: self._apart_from_shots(dataset, name) == own, lineage(experiment))
+        return list(line)[-1]
+
+    def _apart_from_shots(self, dataset: str, experiment: str) -> Settings:
+        settings = self.settings(dataset, experiment)
+        return settings.model_copy(update={"data": settings.data.model_copy(update={"shots": "third"})})
+
     def folder(self, dataset: str, experiment: str, seed: int | str, stage: str) -> str:
         """The folder of a stage, results/{dataset}/{owner}/seed{n}/{stage}."""
         return f"results/{dataset}/{self.owner(dataset, experiment, stage)}/seed{seed}/{stage}"
@@ -376,7 +403,7 @@ class Workflow:
     def base(self, dataset: str, experiment: str) -> str:
         """The folder of the base that an experiment starts from."""
         base = self.settings(dataset, experiment).base
-        return base.pretrained or f"results/base/{base.name}"
+        return str(find_base(base.pretrained)) if base.pretrained else f"results/base/{base.name}"
 
     def base_named(self, name: str) -> Settings:
         """The settings that a base of this name is built with."""
@@ -509,6 +536,8 @@ class Workflow:
             "root": str(self.datasets[dataset].root),
             "image_size": settings.data.image_size,
             "fit": settings.data.fit,
+            "all_shots": self.all_shots(dataset, experiment),
+            "variant": read_experiment(experiment).variant,
             "products": {
                 product: {
                     "split": self.split(dataset, experiment, seed, product),

@@ -286,7 +286,10 @@ DATASET = {
 }
 SPLIT = {
     "type too small": (lambda: split_with(only(2)), r"the type 'rust' has 2 images; 3 are needed"),
-    "nothing left to test": (lambda: split_with(only(4), shots=4), r"no image of the type 'rust' is left to test"),
+    "more shots than a third": (
+        lambda: split_with(only(4), shots=4),
+        r"data\.shots is 4, but a third of the type 'dent' has 2 images",
+    ),
     "defect cut away": (
         lambda: split_with(corner_defect, fit="crop"),
         r"test/rust/000\.png: data\.fit 'crop' cuts its whole defect away",

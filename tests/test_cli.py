@@ -11,10 +11,8 @@ RUN = CliRunner()
 
 def test_help_names_every_command():
     text = RUN.invoke(app, ["--help"]).output
-    assert all(
-        command in text
-        for command in ("check", "generate", "predict", "miniature", "record", "restore", "compare", "settings")
-    )
+    commands = ("check", "windows", "generate", "predict", "miniature", "record", "restore", "compare", "settings")
+    assert all(command in text for command in commands)
 
 
 def test_miniature_and_check(tmp_path, monkeypatch):
@@ -80,3 +78,10 @@ def test_arguments_out_of_range_are_refused(generator, tmp_path, arguments):
     options = {"--type": "good", "-n": "1", "--out": str(tmp_path / "out")} | dict([arguments])
     result = RUN.invoke(app, ["generate", str(generator), *(part for pair in options.items() for part in pair)])
     assert result.exit_code == 2 and "Invalid value" in result.output and not (tmp_path / "out").exists()
+
+
+def test_windows_say_how_to_keep_a_photographs_together(miniature, tmp_path):
+    result = RUN.invoke(app, ["windows", str(miniature.root), str(tmp_path / "cut"), "--side", "32"])
+    assert result.exit_code == 0, result.output
+    assert "windows in" in result.output and "data.groups: photographs.csv" in result.output
+    assert (tmp_path / "cut/washer/photographs.csv").is_file()

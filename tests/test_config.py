@@ -52,6 +52,8 @@ def project(tmp_path, monkeypatch):
         "experiments/mrm.yaml": {"extends": "seas", "settings": {"rmp": {"learning_rate": 0.001}}},
         "experiments/mrm_tau.yaml": {"extends": "mrm", "settings": {"generation": {"threshold": 0.3}}},
         "experiments/same.yaml": {"extends": "seas"},
+        "experiments/two.yaml": {"extends": "seas", "settings": {"data": {"shots": 2}}},
+        "experiments/two_tau.yaml": {"extends": "tau", "settings": {"data": {"shots": 2}}},
         "experiments/scores.yaml": {"extends": "seas", "settings": {"downstream": {"updates": 7}}},
     }
     for name, content in files.items():
@@ -93,6 +95,12 @@ ALL = {"experiments": ["seas", "tau", "mrm", "mrm_tau", "same", "scores"]}
 )
 def test_a_stage_with_the_parents_settings_is_the_parents_folder(project, experiment, stage, owner):
     assert flow(**ALL).owner("mine", experiment, stage) == owner
+
+
+def test_experiments_that_differ_in_the_shots_alone_are_known(project):
+    workflow = flow(experiments=["two", "two_tau", "tau"])
+    found = {name: workflow.all_shots("mine", name) for name in ("seas", "two", "tau", "two_tau")}
+    assert found == {"seas": "seas", "two": "seas", "tau": "tau", "two_tau": "tau"}
 
 
 def test_the_more_particular_file_wins(project):
@@ -175,6 +183,13 @@ def test_two_bases_of_one_name_are_refused(project):
     (project / "config/experiments/big.yaml").write_text("extends: seas\nsettings: {base: {image_size: 32}}")
     with pytest.raises(InputError, match="base.name is 'b' in"):
         flow(experiments=["big"]).check()
+
+
+def test_the_papers_base_must_have_its_sizes(project, sd_shaped, tiny_base):
+    flow(base={"name": "sd_v1_4", "pretrained": str(sd_shaped)}).check()
+    flow(base={"name": "other", "pretrained": str(tiny_base)}).check()
+    with pytest.raises(InputError, match="give another base.name"):
+        flow(base={"name": "sd_v1_4", "pretrained": str(tiny_base)}).check()
 
 
 def test_a_base_is_built_with_the_settings_of_the_experiment_that_builds_it(project):

@@ -41,9 +41,17 @@ class TestSplit:
         split = split_samples(table_of({"b": 3, "a": 3}), DataSettings(), 0, {})
         assert split.groupby("type").type_index.unique().map(list).to_dict() == {"a": [1], "b": [2], "good": [0]}
 
-    def test_a_number_of_shots(self):
-        split = split_samples(table_of({"a": 7}), DataSettings(shots=2), 0, {})
-        assert (split.role == "shot").sum() == 2
+    def test_a_number_of_shots_is_drawn_from_the_third(self):
+        def roles(shots, seed):
+            split = split_samples(table_of({"a": 30, "b": 6}), DataSettings(shots=shots), seed, {})
+            return {role: set(split[(split.role == role) & (split.type != "good")].image) for role in set(split.role)}
+
+        third, two, one, other = roles("third", 0), roles(2, 0), roles(1, 0), roles(1, 1)
+        assert len(two["shot"]) == 4 and len(one["shot"]) == 2
+        assert one["shot"] < two["shot"] <= third["shot"]
+        assert two["test"] == one["test"] == third["test"]
+        assert two["left_out"] == third["shot"] - two["shot"]
+        assert one["shot"] != other["shot"]
 
     def test_normals_by_seed(self):
         table = table_of({"a": 3}, good=40)
@@ -99,12 +107,17 @@ class TestSplit:
         ("counts", "options", "message"),
         [
             ({"a": 2}, {}, "the type 'a' has 2 images; 3 are needed"),
-            ({"a": 4}, {"shots": 4}, "no image of the type 'a' is left to test"),
+            ({"a": 4}, {"shots": 2}, "data.shots is 2, but a third of the type 'a' has 1 images"),
         ],
     )
     def test_too_few(self, counts, options, message):
         with pytest.raises(InputError, match=message):
             split_samples(table_of(counts), DataSettings(**options), 0, {})
+
+    def test_a_type_wholly_grouped_with_what_trains_is_an_error(self):
+        groups = {f"p/test/a/{number:03d}.png": "x" for number in (1, 2)} | {"p/train/good/000.png": "x"}
+        with pytest.raises(InputError, match="no image of the type 'a' is left to test"):
+            split_samples(table_of({"a": 3}), DataSettings(), 0, groups)
 
     def test_a_small_type_may_train_untested(self):
         split = split_samples(table_of({"a": 2, "b": 6}), DataSettings(train_only_small_types=True), 0, {})

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from PIL import Image
 from seas.artifacts import Provenance, write_table, writing_folder
 from seas.generator.prompts import Prompts
 from seas.images import outlined
-from seas.report import parts
+from seas.report import parts, shots
+from seas.report.cost import cost
 from seas.report.figures import attention_overlay
 from seas.report.published import thinned
 from seas.report.runs import ReportedRun
@@ -176,7 +178,16 @@ def write_arm(run: Path, products: list[str], arm: str, seed: int) -> dict[str, 
 
 def write_run(folder: Path, products: list[str], seed: int, dataset: str = "mvtec_ad") -> ReportedRun:
     run, root = folder / dataset / "seas" / f"seed{seed}", folder / "photographs"
-    plain = dict(dataset=dataset, experiment="seas", seed=seed, root=str(root), image_size=SIZE, fit="auto")
+    plain = dict(
+        dataset=dataset,
+        experiment="seas",
+        seed=seed,
+        root=str(root),
+        image_size=SIZE,
+        fit="auto",
+        all_shots="seas",
+        variant="",
+    )
     plain["products"] = {product: write_product(run, root, product) for product in products}
     plain["downstream"] = [write_arm(run, products, arm, seed) for arm in ARMS]
     return ReportedRun.from_plain(plain)
@@ -272,6 +283,21 @@ def test_comparison_with_the_paper_is_a_merge_on_its_columns(runs):
     assert row.difference == pytest.approx(71.0 - 93.43)
     assert set(compared.method) == {"seas"}
     assert "" not in set(compared["product"]), "a mean over two of fifteen products is not the paper's mean"
+
+
+def test_an_ablation_is_compared_with_its_own_row(runs):
+    ablation = [replace(run, experiment="tau_0.1", variant="tau_0.1") for run in runs]
+    results = collect([*runs, *ablation])
+    assert set(results[results.experiment == "tau_0.1"].variant) == {"tau_0.1"}
+    assert set(results[results.experiment == "seas"].variant) == {""}
+    products = sorted(set(paper_results().query("dataset == 'mvtec_ad'")["product"]) - {""})
+    means = over_seeds(results[(results["product"] == "") & (results.trained_on == "generated")])
+    every = [means, *(means.assign(product=product, variant="of a product") for product in products)]
+    compared = beside_paper(pd.concat(every))
+    row = one(compared, experiment="tau_0.1", level="pixel", metric="ap")
+    assert (row.paper, row.paper_table) == (65.33, 18)
+    assert one(compared, experiment="seas", level="pixel", metric="ap").paper == 69.21
+    assert "tau_0.1" in {cell for line in parts.paper_table(compared).rows for cell in line}
 
 
 def test_a_mean_over_all_products_of_the_paper_is_compared():
@@ -382,6 +408,41 @@ def test_page_says_what_the_numbers_are(report, runs):
             assert str(runs[0].root.parent) not in file.read_text()
 
 
+def test_cost_is_computed_from_what_the_runs_recorded(runs, report):
+    def facts(folder, **measured):
+        file = folder / "run.json"
+        known = json.loads(file.read_text())
+        known |= {"measured": measured, "device": "card", "peak_device_memory_mib": 20_000}
+        return file, json.dumps(known)
+
+    run = runs[0]
+    kept = {}
+    for results in run.products.values():
+        for folder, settings, measured in (
+            (results.generator, "generator", {"updates": 100, "update_seconds": 50.0}),
+            (results.rmp, "rmp", {"updates": 10, "update_seconds": 10.0}),
+            (results.generation, None, {"images": 4, "image_seconds": 2.0}),
+        ):
+            file, text = facts(folder, **measured)
+            kept[file] = file.read_text()
+            file.write_text(text)
+            if settings:
+                manifest = folder / "manifest.json"
+                kept[manifest] = manifest.read_text()
+                content = json.loads(kept[manifest])
+                content["settings"][settings]["updates_per_type"] = 1800
+                manifest.write_text(json.dumps(content))
+    table = cost([run]).table
+    for file, text in kept.items():
+        file.write_text(text)
+    # two products of two types: 2 · 3,600 updates of 0.5 s and of 1 s; half a second an image
+    expected = ["mvtec_ad", "seas", "0", "1", "2", "3", "500", "21", "card"]
+    assert table.rows[0] == expected
+    assert table.rows[-1][5:7] == ["73", "720"]
+    assert cost([run]).table.rows[0][3:7] == ["–"] * 4, "nothing was timed"
+    assert "Cost" in (report / "first/report/index.html").read_text()
+
+
 def test_the_same_results_give_the_same_report(report):
     files = sorted(file.relative_to(report / "first") for file in (report / "first").rglob("*") if file.is_file())
     assert files == sorted(
@@ -423,3 +484,53 @@ def test_a_long_curve_is_drawn_from_means():
     assert len(drawn) == 200 and (drawn.loss == 2).all()
     assert list(drawn.step[:2]) == [3, 8]
     pd.testing.assert_frame_equal(thinned(curve.head(200)), curve.head(200))
+
+
+def scores_by_shots() -> pd.DataFrame:
+    """Pixel AP of one model: two numbers of shots, two seeds, two arms."""
+    values = {
+        (1, 0): {"real": 10.0, "real+generated": 14.0},
+        (1, 1): {"real": 20.0, "real+generated": 18.0},
+        (8, 0): {"real": 30.0, "real+generated": 33.0},
+        (8, 1): {"real": 34.0, "real+generated": 35.0},
+    }
+    rows = [
+        dict(
+            product="", model="bisenet_v2", level="pixel", metric="ap", shots=number, seed=seed, trained_on=arm, value=v
+        )
+        for (number, seed), arms in values.items()
+        for arm, v in arms.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_arms_against_the_number_of_shots():
+    assert shots.arms_by_shots(scores_by_shots()) == TextTable(
+        ["shots of each type", "real shots", "real shots + generated pairs"],
+        [["1", "15.00 ± 7.07", "16.00 ± 2.83"], ["8", "32.00 ± 2.83", "34.00 ± 1.41"]],
+    )
+
+
+def test_gains_are_paired_by_seed():
+    assert shots.gains(scores_by_shots()) == [
+        "real shots + generated pairs less real shots, paired by seed, mean (range): "
+        "+1.00 (-2.00 to +4.00) with 1; +2.00 (+1.00 to +3.00) with 8 shots."
+    ]
+
+
+def test_experiments_that_differ_in_the_shots_alone_share_a_part(runs, tmp_path):
+    fewer = write_run(tmp_path / "fewer", ["bottle", "carpet"], 0)
+    for product in fewer.products.values():
+        split = pd.read_parquet(product.split)
+        first = split[split.role == "shot"].groupby("type").head(1).index
+        split.loc[(split.role == "shot") & ~split.index.isin(first), "role"] = "left_out"
+        write_table(split, product.split)
+    fewer = ReportedRun(**vars(fewer) | {"experiment": "shots_1"})
+    assert (shots.shots_a_type(fewer), shots.shots_a_type(runs[0])) == (1, 2)
+    both = [*runs, fewer]
+    (part,) = shots.shots_parts(both, collect(both), tmp_path)
+    assert part.title == "mvtec_ad: how many photographed defects do generated pairs save?"
+    assert [row[0] for row in part.blocks[0].table.rows] == ["1", "2"]
+    assert part.blocks[0].table.rows[0][1] == "65.00", "the mean over both products"
+    assert part.blocks[0].pictures[0].path.is_file()
+    assert not list(shots.shots_parts(runs, collect(runs), tmp_path))

@@ -7,7 +7,7 @@ from pydantic import Field
 from seas.settings import StationSettings, setting
 
 INDEX_STAGE_VERSION = 2
-SPLIT_STAGE_VERSION = 1
+SPLIT_STAGE_VERSION = 2
 
 
 class DataSettings(StationSettings):
@@ -23,7 +23,9 @@ class DataSettings(StationSettings):
         source="ours; released code: crop",
     )
     shots: Literal["third"] | Annotated[int, Field(ge=1, strict=True)] = setting(
-        "third", "abnormal training shots of each type: a third of them, or a number", source="Sec. 4.1, Tab. 11"
+        "third",
+        "abnormal training shots of each type: a third of them, or a number drawn from the third; the test images are the same",
+        source="Sec. 4.1, Tab. 11",
     )
     normals: int = setting(60, "normal images that generator and RMP train on", unit="images", source="Sec. 4.1", ge=1)
     augmentation: bool = setting(

@@ -14,8 +14,10 @@ def split_samples(table: pd.DataFrame, settings: DataSettings, seed: int, groups
     """The samples table with two more columns.
 
     role: "shot" (abnormal, trains), "normal" (the good images that generator and RMP train on, drawn by
-    ``seed``), "reserve" (the other train/good), "test" (the complement), or "left_out" (of the complement, in one
-    group with an image that trains). type_index: 1 to G for the anomaly types by name, 0 for good.
+    ``seed``), "reserve" (the other train/good), "test" (the complement of a third of the abnormal images), or
+    "left_out" (of the complement, in one group with an image of the third or of train/good; of the third, not drawn).
+    type_index: 1 to G for the anomaly types by name, 0 for good. A number of shots is drawn by ``seed`` from the
+    third, fewer from among more, so that every number is tested on the same images (Tab. 11).
     ``groups`` maps an image to its group; an image that it does not name is a group of its own.
 
     Raises InputError when a type has too few images to train and to test.
@@ -29,22 +31,33 @@ def split_samples(table: pd.DataFrame, settings: DataSettings, seed: int, groups
     chosen = rng(seed, "normals", table["product"].iloc[0]).permutation(len(good))[: settings.normals]
     role[good[chosen]] = "normal"
     for name in types:
-        role[_shots(table[table.type == name], group, settings)] = "shot"
+        role[_third(table[table.type == name], group, settings)] = "shot"
     trains = set(group[role != "test"])
     role[(role == "test") & group.isin(trains)] = "left_out"
     untested = [name for name in types if not ((table.type == name) & (role == "test")).any()]
     if untested and not settings.train_only_small_types:
         raise InputError(
             f"{table['product'].iloc[0]}: no image of the type '{untested[0]}' is left to test; "
-            "add images, lower data.shots, or set data.train_only_small_types"
+            "add images or set data.train_only_small_types"
         )
+    if settings.shots != "third":
+        for name in types:
+            third = table.index[(table.type == name) & (role == "shot")]
+            role[_not_drawn(third, table["product"].iloc[0], name, settings.shots, seed)] = "left_out"
     return table.assign(
         role=role, type_index=table.type.map(lambda name: types.index(name) + 1 if name in types else 0)
     )
 
 
-def _shots(images: pd.DataFrame, group: pd.Series, settings: DataSettings) -> pd.Index:
-    """The first images by name, in whole groups: a group that would lead over the wanted number is passed by."""
+def _not_drawn(third: pd.Index, product: str, name: str, shots: int, seed: int) -> pd.Index:
+    """The images of a type's third that are no shots when only a number of them is wanted."""
+    if shots > len(third):
+        raise InputError(f"{product}: data.shots is {shots}, but a third of the type '{name}' has {len(third)} images")
+    return third[rng(seed, "shots", product, name).permutation(len(third))[shots:]]
+
+
+def _third(images: pd.DataFrame, group: pd.Series, settings: DataSettings) -> pd.Index:
+    """The first third by name, in whole groups: a group that would lead over it is passed by."""
     product, name = images["product"].iloc[0], images.type.iloc[0]
     if len(images) < 3:
         if settings.train_only_small_types:
@@ -53,14 +66,14 @@ def _shots(images: pd.DataFrame, group: pd.Series, settings: DataSettings) -> pd
             f"{product}: the type '{name}' has {len(images)} image{'s' * (len(images) > 1)}; 3 are needed to train and to test "
             "(data.train_only_small_types lets such a type train untested)"
         )
-    wanted = len(images) // 3 if settings.shots == "third" else settings.shots
+    wanted = len(images) // 3
     taken: list[int] = []
     for _, members in images.groupby(group[images.index], sort=False):
         if len(taken) + len(members) <= wanted:
             taken += list(members.index)
     if not taken:
         raise InputError(
-            f"{product}: each group of the type '{name}' in data.groups has more images than the {wanted} shots"
+            f"{product}: each group of the type '{name}' in data.groups has more images than its third, {wanted}"
         )
     return pd.Index(taken)
 

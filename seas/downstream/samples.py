@@ -32,7 +32,7 @@ def training_samples(
     """The abnormal and the normal images of an arm.
 
     The normals are all of train/good in each arm; the abnormal ones are the split's shots for ``real`` and
-    ``real+generated``, and the trees' pairs for all but ``real``.
+    the arms that name ``real``, and the trees' pairs for all but ``real``.
 
     Raises InputError when there is none of either.
     """

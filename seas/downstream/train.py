@@ -21,7 +21,13 @@ from seas.seeding import rng, seed_of
 from seas.settings import ComputeSettings
 from seas.training import autocast, prepare_device, progress, train
 
-METHODS = {"real": "real", "crop_and_paste": "crop_paste", "generated": "seas", "real+generated": "real+seas"}
+METHODS = {
+    "real": "real",
+    "crop_and_paste": "crop_paste",
+    "real+crop_and_paste": "real+crop_paste",
+    "generated": "seas",
+    "real+generated": "real+seas",
+}
 """The method's name in the result tables; only that of the generated pairs alone is the paper's SeaS."""
 WARM_UP = 0.02
 POWER = 0.9

@@ -19,6 +19,9 @@ from seas.seeding import torch_rng
 from seas.settings import ComputeSettings
 from seas.training import autocast
 
+AUTOMATIC = {"cpu": 8, "cuda": 64}
+"""Images made at once where batch_size is auto; on a GPU the number is halved until they fit into its memory."""
+
 
 class Generated(NamedTuple):
     """One image uint8 (H, W, 3) with its mask bool (H, W), the name of the normal it started from ("" for pure noise)."""
@@ -73,17 +76,33 @@ class PairSampler:
         """``rmp`` may be None when only normals are made."""
         self.pipeline, self.rmp, self.prompts, self.start = pipeline, rmp, prompts, start
         self.settings, self.compute, self.seed = settings, compute, seed
-        self.first = first_timestep(pipeline.scheduler.alphas_cumprod, settings.initial_signal)
+        self.batch_size = AUTOMATIC[compute.device] if settings.batch_size == "auto" else settings.batch_size
+        signals = pipeline.scheduler.alphas_cumprod
+        begins_last = settings.first_timestep == "last"
+        self.first = len(signals) - 1 if begins_last else first_timestep(signals, settings.initial_signal)
         self.timesteps = timesteps_from(self.first, settings.steps)
 
-    @torch.no_grad()
     def make(self, anomaly_type: str, wanted: Sequence[tuple[int, int]]) -> list[Generated]:
         """The images of ``wanted``, pairs of (index, try); ``anomaly_type`` "good" makes normals, with an empty mask.
 
         At most ``batch_size`` at once: a smaller batch is filled up, so that an image's bits do not depend on its company.
+        Where the device's memory does not hold that many, ``batch_size`` is halved from then on.
         """
+        while True:
+            try:
+                batches = [wanted[k : k + self.batch_size] for k in range(0, len(wanted), self.batch_size)]
+                return [made for batch in batches for made in self._make(anomaly_type, batch)]
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise InputError("the device's memory does not hold the making of one image") from None
+            self.batch_size //= 2
+            torch.cuda.empty_cache()
+            print(f"out of memory: {self.batch_size} images at once from here on", flush=True)
+
+    @torch.no_grad()
+    def _make(self, anomaly_type: str, wanted: Sequence[tuple[int, int]]) -> list[Generated]:
         settings, pipeline = self.settings, self.pipeline
-        filled = [*wanted, *([wanted[-1]] * (settings.batch_size - len(wanted)))]
+        filled = [*wanted, *([wanted[-1]] * (self.batch_size - len(wanted)))]
         latents, sources = self._first_latents(anomaly_type, filled)
         normal = anomaly_type == "good"
         prompt = self.prompts.normal() if normal else self.prompts.abnormal(anomaly_type)
@@ -113,11 +132,9 @@ class PairSampler:
         return [self._cut(images[k], anomalous[k], sources[k]) for k in range(len(wanted))]
 
     def _first_latents(self, anomaly_type: str, wanted: Sequence[tuple[int, int]]) -> tuple[Tensor, list[int]]:
-        signal = (
-            self.pipeline.scheduler.alphas_cumprod[self.first].sqrt()
-            if self.settings.initial_signal
-            else torch.tensor(0.0)
-        )
+        signal = torch.tensor(self.settings.initial_signal)
+        if self.settings.initial_signal and self.settings.first_timestep == "of_signal":
+            signal = self.pipeline.scheduler.alphas_cumprod[self.first].sqrt()
         latents, sources = [], []
         for index, attempt in wanted:
             random = torch_rng(self.seed, "generation", anomaly_type, index, attempt)

@@ -1,8 +1,8 @@
 """Settings of the generation of image–mask pairs and normals."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from seas.settings import StationSettings, setting
 
@@ -32,13 +32,23 @@ class GenerationSettings(StationSettings):
         ge=0,
         lt=1,
     )
+    first_timestep: Literal["of_signal", "last"] = setting(
+        "of_signal",
+        "where the steps begin: at the timestep whose √ᾱ is initial_signal, or at the last whatever the signal",
+        source="ours; released code: last",
+    )
     threshold: float = setting(0.2, "mask threshold τ on the anomaly's probability", source="Tab. 18", gt=0, lt=1)
     mask_steps: int = setting(3, "last steps whose predicted masks are averaged", unit="steps", source="Sec. A.2", ge=1)
     empty_mask: Literal["redraw", "keep"] = setting(
         "redraw", "what is done with a pair whose mask is empty", source="ours"
     )
     redraws: int = setting(4, "further tries for a pair whose mask is empty, before it is kept", source="ours", ge=0)
-    batch_size: int = setting(8, "images made at once", unit="images", source="ours", ge=1)
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, strict=True)] = setting(
+        "auto",
+        "images made at once; auto: 8 on the CPU, on a GPU as many as its memory holds, found by halving 64",
+        unit="images",
+        source="ours",
+    )
 
     @model_validator(mode="after")
     def _masks_have_their_steps(self) -> "GenerationSettings":

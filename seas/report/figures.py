@@ -39,6 +39,7 @@ ARM_LABELS = {
     "real": "real shots",
     "crop_and_paste": "crop and paste",
     "generated": "generated pairs",
+    "real+crop_and_paste": "real shots + crop and paste",
     "real+generated": "real shots + generated pairs",
 }
 ARM_COLOURS = {
@@ -46,6 +47,7 @@ ARM_COLOURS = {
     "real": "#4d4d4d",
     "crop_and_paste": "#d08a1d",
     "generated": "#2166ac",
+    "real+crop_and_paste": "#3a9a6a",
     "real+generated": "#7b4fa3",
 }
 LOSS_COLOURS = ("#222222", "#2166ac", "#d08a1d", "#3a9a6a", "#b2456e")
@@ -202,6 +204,33 @@ def _draw_arm(axes: Axes, scores: pd.DataFrame, products: list[str], offset: flo
     axes.scatter(places, scores.value, s=14, color=colour, alpha=0.6, linewidths=0, label=ARM_LABELS.get(arm, arm))
     for place, values in scores.value.groupby(places):
         axes.hlines(values.mean(), place - width / 2, place + width / 2, color=colour, linewidth=2.2)
+
+
+def shots_chart(scores: pd.DataFrame, metrics: Sequence[tuple[str, str]], path: Path) -> None:
+    """Draw what each arm scores against the number of shots: a dot a seed, a line through their means.
+
+    ``scores`` are rows of the result table of one model and one product, with the column shots.
+    ``metrics`` are pairs of level and metric, one panel each.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.5, 3.6), layout="constrained")
+        panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+        for axes, (level, metric) in zip(panels, metrics, strict=True):
+            shown = scores[(scores.level == level) & (scores.metric == metric)]
+            for arm in arms_in_order(shown.trained_on):
+                of_arm = shown[shown.trained_on == arm]
+                means = of_arm.groupby("shots").value.mean()
+                colour = ARM_COLOURS.get(arm)
+                axes.plot(means.index, means, color=colour, linewidth=1.6, label=ARM_LABELS.get(arm, arm))
+                axes.scatter(of_arm.shots, of_arm.value, s=14, color=colour, alpha=0.6, linewidths=0)
+            axes.set(title=metric_label(level, metric), xlabel="shots of each type", xscale="log")
+            ticks = sorted(shown.shots.unique())
+            axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+            axes.minorticks_off()
+            axes.set_ylim(bottom=0)
+        panels[0].set_ylabel("per cent")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        _save(figure, path)
 
 
 def arms_in_order(trained_on: pd.Series) -> list[str]:

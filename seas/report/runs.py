@@ -29,7 +29,12 @@ class DownstreamResults:
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """One experiment on one dataset with one seed. ``root`` is the folder of the dataset's photographs."""
+    """One experiment on one dataset with one seed.
+
+    ``variant`` is the paper's name of the experiment where it is one of its ablations, else "".
+    ``root`` is the folder of the dataset's photographs, ``all_shots`` the experiment that differs in the number of shots
+    alone and has them all.
+    """
 
     dataset: str
     experiment: str
@@ -37,6 +42,8 @@ class ReportedRun:
     root: Path
     image_size: int
     fit: str
+    all_shots: str
+    variant: str
     products: dict[str, ProductResults]
     downstream: list[DownstreamResults]
 

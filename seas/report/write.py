@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from seas.artifacts import Provenance, write_table, writing_file, writing_folder
+from seas.report.cost import cost
 from seas.report.page import Part, render
 from seas.report.parts import comparable_with_paper, grouped, limits, overview, paper_table, part_of
 from seas.report.published import PLOTS, published_files
 from seas.report.runs import ReportedRun, inputs_of
 from seas.report.settings import STAGE_VERSION, ReportSettings
+from seas.report.shots import shots_parts
 from seas.report.tables import collect, markdown
 
 
@@ -26,10 +28,12 @@ def write_report(runs: Sequence[ReportedRun], settings: ReportSettings, *, outpu
     results = collect(runs)
     with writing_folder(output, provenance) as folder:
         drawn: dict[Path, str] = {}
-        parts = [
+        parts = list(shots_parts(runs, results, folder / "figures"))
+        parts += [
             part_of(seeds, results, settings, drawn, folder / "figures" / seeds[0].dataset / seeds[0].experiment)
             for seeds in grouped(runs)
         ]
+        parts.append(Part("Cost", "cost", [cost(runs)]))
         write_table(results, folder / "tables" / "results.parquet")
         compared = comparable_with_paper(results)
         write_table(compared, folder / "tables" / "beside_paper.parquet")
