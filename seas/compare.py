@@ -98,9 +98,9 @@ def by_seed(metrics: Mapping[str, float | None]) -> dict[Number, dict[str, float
     return found
 
 
-def changed_settings(before: Any, after: Any) -> dict[tuple[str, Any, Any], list[str]]:
-    """(setting, before, after) → the "dataset/experiment: stage" where it changed; of experiments that both sides have."""
-    changes: dict[tuple[str, Any, Any], list[str]] = {}
+def changed_settings(before: Any, after: Any) -> dict[tuple[str, str, str], dict[str, list[str]]]:
+    """(setting, before, after) → "dataset/experiment" → the stages where it changed; of experiments that both sides have."""
+    changes: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     for dataset in sorted(before.keys() & after.keys()):
         for experiment in sorted(before[dataset].keys() & after[dataset].keys()):
             was, now = before[dataset][experiment], after[dataset][experiment]
@@ -109,7 +109,7 @@ def changed_settings(before: Any, after: Any) -> dict[tuple[str, Any, Any], list
                 for key in sorted(old.keys() | new.keys()):
                     if old.get(key) != new.get(key):
                         change = key, _text(old.get(key)), _text(new.get(key))
-                        changes.setdefault(change, []).append(f"{dataset}/{experiment}: {stage}")
+                        changes.setdefault(change, {}).setdefault(f"{dataset}/{experiment}", []).append(stage)
     return changes
 
 
@@ -158,7 +158,9 @@ def compare(before: str, after: str | None) -> str:
     settings = changed_settings(read_revision(before, SETTINGS), read_revision(after, SETTINGS))
     numbers = [by_seed(read_revision(revision, METRICS)) for revision in (before, after)]
     lines = [f"Results of {before} → {after or WORKSPACE}", "", "Settings"]
-    lines += [f"  {key}: {old} → {new}   ({'; '.join(where)})" for (key, old, new), where in settings.items()]
+    for (key, old, new), places in settings.items():
+        where = "; ".join(f"{run}: {', '.join(stages)}" for run, stages in places.items())
+        lines.append(f"  {key}: {old} → {new}   ({where})")
     lines += [] if settings else ["  none changed"]
     return "\n".join([*lines, "", *_numbers(*numbers)])
 

@@ -231,6 +231,7 @@ def set_apart(flow: Workflow) -> Restored:
             _set_aside(artifact.path)
             aside[artifact.path] = reason
         else:
+            remove(stale(artifact.path))
             fresh.add(artifact.path)
     if RESULTS / "report" in fresh:
         _check_published(flow, fresh, aside, missing)
@@ -274,8 +275,10 @@ def restore(flow: Workflow, given: Sequence[Path | str]) -> Restored:
 
     ``given`` is what the configuration was loaded from.
 
-    Raises InputError when Snakemake fails.
+    Raises InputError while Snakemake runs here, or when it fails.
     """
+    if any(Path(".snakemake/locks").glob("*")):
+        raise InputError("Snakemake works on these results: wait for its end (after a killed run: snakemake --unlock)")
     found = set_apart(flow)
     if found.fresh:
         files, settings = files_of(given), settings_of(given)

@@ -11,7 +11,8 @@ RUN = CliRunner()
 
 def test_help_names_every_command():
     text = RUN.invoke(app, ["--help"]).output
-    assert all(command in text for command in ("check", "windows", "generate", "predict", "miniature", "settings"))
+    commands = ("check", "windows", "generate", "predict", "miniature", "record", "restore", "compare", "settings")
+    assert all(command in text for command in commands)
 
 
 def test_miniature_and_check(tmp_path, monkeypatch):
@@ -53,6 +54,9 @@ def test_generate(generator, rmp, tmp_path):
         ["check", "nothing"],
         ["check", "nothing", "--config", "folder"],
         ["predict", "nowhere", "x.png", "--out", "out"],
+        ["record"],
+        ["restore", "--config", "file", "--config", "datasets=[x]"],
+        ["compare", "nowhere"],
         ["miniature", "file"],
         ["miniature", "file/below"],
         ["miniature", "/proc/nothing"],

@@ -18,6 +18,7 @@ from seas.images import outlined
 from seas.report import parts, shots
 from seas.report.cost import cost
 from seas.report.figures import attention_overlay
+from seas.report.published import thinned
 from seas.report.runs import ReportedRun
 from seas.report.settings import ReportSettings
 from seas.report.tables import (
@@ -88,7 +89,7 @@ def write_split(root: Path, product: str, path: Path) -> None:
 
 def write_generation(folder: Path) -> None:
     rows = []
-    with artifact(folder, "generation", {"generation": {"threshold": 0.2}}) as partial:
+    with artifact(folder, "generation", {"generation": {"threshold": 0.2}, "wanted": {"dent": [0, 2]}}) as partial:
         for name in TYPES:
             for index in range(3):
                 image, mask = photograph(10 + index, name)
@@ -459,6 +460,30 @@ def test_pairs_that_two_experiments_share_are_shown_once(runs, tmp_path, monkeyp
     write_report([runs[0], ReportedRun(**plain)], ReportSettings(), output=tmp_path / "report")
     assert len(list((tmp_path / "report").rglob("pairs_*.png"))) == 2
     assert "The pairs of bottle are those of mvtec_ad: seas." in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_what_git_keeps_of_the_results(report, runs):
+    kept = report / "first"
+    settings = json.loads((kept / "settings.json").read_text())["mvtec_ad"]["seas"]
+    assert settings["downstream"] == {"compute": {"threads": 1}, "downstream": {"updates": 100}, "stage_version": 1}
+    assert settings["generation"] == {"generation": {"threshold": 0.2}, "stage_version": 1}
+    names = sorted(str(path.relative_to(kept / "plots")) for path in (kept / "plots").rglob("*.csv"))
+    run = "mvtec_ad/seas/seed1"
+    assert f"losses/{run}/generator/carpet.csv" in names
+    assert f"precision_recall/{run}/downstream/bisenet_v2/real/all/bottle_pixel.csv" in names
+    # two seeds: two trainers of two products and three arms; three arms, two products, two levels
+    assert len(names) == 2 * (2 * 2 + 3) + 2 * 3 * 2 * 2
+    drawn = pd.read_csv(kept / "plots" / f"losses/{run}/generator/carpet.csv")
+    stored = pd.read_parquet(runs[1].products["carpet"].generator / "losses.parquet")
+    pd.testing.assert_frame_equal(drawn, stored, rtol=1e-5)
+
+
+def test_a_long_curve_is_drawn_from_means():
+    curve = pd.DataFrame({"step": np.arange(1, 1001), "loss": np.arange(1000) % 5})
+    drawn = thinned(curve)
+    assert len(drawn) == 200 and (drawn.loss == 2).all()
+    assert list(drawn.step[:2]) == [3, 8]
+    pd.testing.assert_frame_equal(thinned(curve.head(200)), curve.head(200))
 
 
 def scores_by_shots() -> pd.DataFrame:

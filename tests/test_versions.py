@@ -14,7 +14,7 @@ from seas.artifacts import Provenance, damage, read_manifest, stale, write_table
 from seas.compare import changed_settings, compare, difference
 from seas.config import Workflow, overlaid
 from seas.errors import InputError
-from seas.versions import artifacts, finished, set_apart
+from seas.versions import artifacts, finished, restore, set_apart
 
 RUN = Path("results/mine/seas/seed0")
 PUBLISHED = {"metrics.json": "{}\n", "settings.json": "{}\n", "plots/losses/a.csv": "step,loss\n1,2\n"}
@@ -132,6 +132,16 @@ def test_another_input_is_named(project):
     assert found.aside[RUN / "generator/bolt"] == f"it was made from another {split.path}"
 
 
+def test_nothing_is_set_aside_while_snakemake_runs(project):
+    make(flow())
+    (RUN / "rmp/bolt/weights").write_text("damaged")
+    Path(".snakemake/locks").mkdir(parents=True)
+    Path(".snakemake/locks/0.input.lock").touch()
+    with pytest.raises(InputError, match="Snakemake works on these results"):
+        restore(flow(), [])
+    assert (RUN / "rmp/bolt").exists()
+
+
 def test_changed_photographs_are_noticed_and_absent_ones_are_not_missed(project):
     make(flow())
     image = Path("photos/bolt/train/good/0.png")
@@ -209,7 +219,7 @@ def test_of_equal_distributions_one_in_twenty_is_beyond_chance():
 def test_changed_settings_are_gathered():
     before = {"d": {"seas": {"rmp": {"rmp": {"rate": 1}, "stage_version": 1}}, "old": {"rmp": {"rmp": {"rate": 1}}}}}
     after = {"d": {"seas": {"rmp": {"rmp": {"rate": 2}, "stage_version": 1}}, "new": {"rmp": {"rmp": {"rate": 3}}}}}
-    assert changed_settings(before, after) == {("rmp.rate", "1", "2"): ["d/seas: rmp"]}
+    assert changed_settings(before, after) == {("rmp.rate", "1", "2"): {"d/seas": ["rmp"]}}
 
 
 def write_results(values: dict[str, list[float | None]], rate: float) -> None:
