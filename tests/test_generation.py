@@ -18,7 +18,7 @@ from seas.errors import InputError
 from seas.generation import sampler as sampler_module
 from seas.generation.by_hand import generate_by_hand
 from seas.generation.crop_and_paste import crop_and_paste_product, paste
-from seas.generation.diffusion import generate_product, generate_tree
+from seas.generation.diffusion import generate_product, generate_tree, merge_shards
 from seas.generation.sampler import Generated, PairSampler, first_timestep, sampling_scheduler, timesteps_from
 from seas.generation.settings import GenerationSettings
 from seas.generator.pipeline import load_pipeline, load_start_normals
@@ -146,6 +146,21 @@ class TestTree:
         shard = folder_bytes(tmp_path / "shard")
         assert set(shard) == {"test/rust/0002.png", "ground_truth/rust/0002_mask.png"}
         assert all(folder_bytes(tree)[name] == content for name, content in shard.items())
+
+    @pytest.mark.parametrize("shards", [2, 5])
+    def test_merged_shards_are_the_tree_of_one_piece(self, shards, tree, generator, rmp, tmp_path, monkeypatch):
+        settings = FEW.model_copy(update={"shards": shards})
+        folders = [tmp_path / f"shards/washer/{shard}" for shard in range(shards)]
+        for shard, folder in enumerate(folders):
+            generate_product(generator, rmp, settings, CPU, 0, shard=shard, output=folder)
+        counts = [len(pd.read_parquet(folder / "images.parquet")) for folder in folders]
+        assert sum(counts) == 11 and max(counts) < 11
+        monkeypatch.setattr(PairSampler, "make", None)
+        merge_shards(folders, generator, rmp, settings, CPU, 0, output=tmp_path / "washer")
+        assert folder_bytes(tmp_path / "washer") == folder_bytes(tree)
+        assert (tmp_path / "washer/manifest.json").read_bytes() == (tree / "manifest.json").read_bytes()
+        row = pd.read_parquet(tree / "images.parquet").iloc[0]
+        assert (tmp_path / "washer" / row.image).stat().st_nlink == 2
 
     def test_another_seed_gives_other_images(self, tree, generator, rmp, tmp_path):
         generate_tree(generator, rmp, {"rust": range(1)}, FEW, CPU, 1, output=tmp_path / "other")

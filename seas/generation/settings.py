@@ -1,6 +1,6 @@
 """Settings of the generation of image–mask pairs and normals."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -49,6 +49,17 @@ class GenerationSettings(StationSettings):
         unit="images",
         source="ours",
     )
+    shards: int = setting(
+        1,
+        "jobs that share a product's images; the images are the same for any number",
+        unit="jobs",
+        source="ours",
+        ge=1,
+    )
+
+    def of_an_image(self) -> dict[str, Any]:
+        """What an image obeys, as plain values: not how many jobs share the work."""
+        return self.model_dump(mode="json", exclude={"shards"})
 
     @model_validator(mode="after")
     def _masks_have_their_steps(self) -> "GenerationSettings":
