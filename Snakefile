@@ -37,7 +37,6 @@ wildcard_constraints:
 
 
 onstart:
-    # Not in a dry run, nor in the jobs.
     try:
         take_lock(on_cluster=not workflow.local_exec)
     except (InputError, OSError) as fault:

@@ -20,9 +20,6 @@ from seas.seeding import torch_rng
 from seas.settings import ComputeSettings
 from seas.training import autocast
 
-AUTOMATIC = {"cpu": 8, "cuda": 64}
-"""Images made at once where batch_size is auto; on a GPU the number is halved until they fit into its memory."""
-
 
 class Generated(NamedTuple):
     """One image uint8 (H, W, 3) with its mask bool (H, W), the name of the normal it started from ("" for pure noise)."""
@@ -77,7 +74,7 @@ class PairSampler:
         """``rmp`` may be None when only normals are made."""
         self.pipeline, self.rmp, self.prompts, self.start = pipeline, rmp, prompts, start
         self.settings, self.compute, self.seed = settings, compute, seed
-        self.batch_size = AUTOMATIC[compute.device] if settings.batch_size == "auto" else settings.batch_size
+        self.batch_size = settings.images_at_once(compute.device)
         signals = pipeline.scheduler.alphas_cumprod
         begins_last = settings.first_timestep == "last"
         self.first = len(signals) - 1 if begins_last else first_timestep(signals, settings.initial_signal)

@@ -8,6 +8,8 @@ from seas.settings import StationSettings, setting
 
 STAGE_VERSION = 2
 CROP_AND_PASTE_STAGE_VERSION = 1
+AUTOMATIC = {"cpu": 8, "cuda": 64}
+"""Images made at once where batch_size is auto; on a GPU the number is halved until they fit into its memory."""
 
 
 class GenerationSettings(StationSettings):
@@ -56,6 +58,10 @@ class GenerationSettings(StationSettings):
         source="ours",
         ge=1,
     )
+
+    def images_at_once(self, device: str) -> int:
+        """The most images of a batch on a device, "cpu" or "cuda"."""
+        return AUTOMATIC[device] if self.batch_size == "auto" else self.batch_size
 
     def of_an_image(self) -> dict[str, Any]:
         """What an image obeys, as plain values: not how many jobs share the work."""
