@@ -1,6 +1,7 @@
 """Results on disk: written under a temporary name, renamed when whole, and carrying their origin.
 
-A folder artifact holds two files beside its content:
+A table that is an artifact of its own carries its manifest in the parquet file's metadata; the hash of its
+content is that of the table as csv. A folder artifact holds two files beside its content:
 
 ``manifest.json``
     a function of its inputs alone: stage, stage_version, settings, seed, hashes of the
@@ -17,6 +18,7 @@ import resource
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,13 +27,21 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from seas.errors import InputError
 
 MANIFEST = "manifest.json"
 RUN = "run.json"
+TABLE = "table"
+"""The name of a table's content in its manifest."""
+_MANIFEST_KEY = b"seas"
+"""The name of a table's manifest in the parquet file's metadata."""
 STARTED = time.time()
 """When this process began its stage: a job of the workflow is one process."""
+MEASURED: Counter[str] = Counter()
+"""What this process did and how long it took: updates and update_seconds, images and image_seconds."""
 RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "snakemake")
 
 
@@ -72,6 +82,19 @@ def _sibling(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}.{suffix}")
 
 
+def stale(path: Path) -> Path:
+    """Where an artifact lies that was set aside because it is not what its manifest or the settings say."""
+    return _sibling(Path(path), "stale")
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def writing_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; rename it when the block ends, remove it when the block fails."""
@@ -83,14 +106,15 @@ def writing_file(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+    remove(stale(path))
 
 
 @contextmanager
-def writing_folder(path: Path, provenance: Provenance) -> Iterator[Path]:
+def writing_folder(path: Path, provenance: Provenance | None) -> Iterator[Path]:
     """Give an empty temporary folder; when the block ends, add manifest.json and run.json and rename it to ``path``.
 
-    When the block fails, nothing is left of it and an earlier ``path`` is as it was.
-    A working folder that was opened for ``path`` is removed once the artifact is whole.
+    When the block fails, nothing is left of it and an earlier ``path`` is as it was. A working folder that was
+    opened for ``path`` is removed once the artifact is whole. Without ``provenance`` the folder carries no origin.
     """
     path = Path(path)
     partial = _sibling(path, "partial")
@@ -98,18 +122,24 @@ def writing_folder(path: Path, provenance: Provenance) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        content = {
-            str(file.relative_to(partial)): sha256(file)
-            for file in sorted(partial.rglob("*"))
-            if file.is_file() and not file.name.startswith(".")
-        }
-        write_json(asdict(provenance) | {"content": content}, partial / MANIFEST)
-        write_json(_run_facts(), partial / RUN)
+        if provenance:
+            write_json(asdict(provenance) | {"content": _content(partial)}, partial / MANIFEST)
+            write_json(_run_facts(), partial / RUN)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(_sibling(path, "working"), ignore_errors=True)
+    remove(stale(path))
+
+
+def _content(folder: Path) -> dict[str, str]:
+    """The hash of each file of a folder artifact but its manifest, its run's facts and hidden files."""
+    return {
+        str(file.relative_to(folder)): sha256(file)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and not file.name.startswith(".") and file not in (folder / MANIFEST, folder / RUN)
+    }
 
 
 def working_folder(path: Path, provenance: Provenance) -> Path:
@@ -134,6 +164,7 @@ def _run_facts() -> dict[str, Any]:
     facts = {
         "wall_seconds": round(time.time() - STARTED, 2),
         "cpu_seconds": round(time.process_time(), 2),
+        "measured": {name: round(value, 3) for name, value in sorted(MEASURED.items())},
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -150,30 +181,83 @@ def _run_facts() -> dict[str, Any]:
     return facts
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder artifact.
+def read_manifest(artifact: Path) -> dict[str, Any]:
+    """The manifest of a folder artifact, or of a table that is one.
 
-    Raises InputError when the folder is no artifact of this project.
+    Raises InputError when it is no artifact of this project, or its manifest is damaged.
     """
-    file = Path(folder) / MANIFEST
+    artifact = Path(artifact)
+    if artifact.suffix == ".parquet" and artifact.is_file():
+        return _manifest_of_table(artifact)
+    file = artifact / MANIFEST
     try:
         return json.loads(file.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{folder} is not a finished artifact: it has no {MANIFEST}") from None
-    except json.JSONDecodeError as fault:
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{artifact} is not a finished artifact: it has no {MANIFEST}") from None
+    except ValueError as fault:
         raise InputError(f"{file} is damaged: {fault}") from None
+
+
+def has_manifest(table: Path) -> bool:
+    """Whether a parquet table is an artifact of its own.
+
+    Raises InputError when it cannot be read.
+    """
+    try:
+        return _MANIFEST_KEY in (pq.read_schema(table).metadata or {})
+    except (OSError, ValueError) as fault:
+        raise InputError(f"the table {table} cannot be read: {fault}") from None
+
+
+def _manifest_of_table(path: Path) -> dict[str, Any]:
+    if not has_manifest(path):
+        raise InputError(f"{path} is not a finished artifact: it carries no manifest")
+    return json.loads(pq.read_schema(path).metadata[_MANIFEST_KEY])
+
+
+def damage(artifact: Path) -> str | None:
+    """What of an artifact's content is not as its manifest says: a sentence that names the first such file, or None.
+
+    Raises InputError when the manifest cannot be read.
+    """
+    artifact = Path(artifact)
+    recorded = read_manifest(artifact)["content"]
+    found = {TABLE: _hash_of_table(read_table(artifact))} if artifact.is_file() else _content(artifact)
+    for name in sorted(recorded.keys() | found.keys()):
+        path = artifact if artifact.is_file() else artifact / name
+        if name not in found:
+            return f"{path} is missing"
+        if name not in recorded:
+            return f"{path} does not belong to it"
+        if found[name] != recorded[name]:
+            return f"{path} is damaged: it is not what was written"
+    return None
 
 
 def write_json(content: Any, path: Path) -> None:
     """Write JSON with sorted keys, so that equal content gives equal bytes."""
     with writing_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+        partial.write_text(json_text(content))
 
 
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as parquet."""
+def json_text(content: Any) -> str:
+    """JSON with sorted keys, so that equal content gives equal bytes."""
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
+def write_table(table: pd.DataFrame, path: Path, provenance: Provenance | None = None) -> None:
+    """Write a table as parquet; with ``provenance`` when it is an artifact of its own."""
+    content = pa.Table.from_pandas(table, preserve_index=False)
+    if provenance:
+        manifest = asdict(provenance) | {"content": {TABLE: _hash_of_table(content.to_pandas())}}
+        metadata = {**content.schema.metadata, _MANIFEST_KEY: json.dumps(manifest, sort_keys=True).encode()}
+        content = content.replace_schema_metadata(metadata)
     with writing_file(path) as partial:
-        table.to_parquet(partial, index=False)
+        pq.write_table(content, partial)
+
+
+def _hash_of_table(table: pd.DataFrame) -> str:
+    return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
 
 
 def read_table(path: Path) -> pd.DataFrame:

@@ -37,6 +37,23 @@ def check(
 
 
 @app.command()
+def windows(
+    root: Annotated[Path, typer.Argument(help="folder of a dataset in MVTec-AD layout")],
+    out: Annotated[Path, typer.Argument(help="folder to write; it must not exist")],
+    side: Annotated[int, typer.Option(min=16, help="side of a window, in the photographs' pixels")],
+    groups: Annotated[
+        str | None, typer.Option(help="csv in the products' folders, as data.groups names it, to carry over")
+    ] = None,
+) -> None:
+    """Cut a dataset's photographs into square windows: for defects that whole photographs at the networks' size lose."""
+    with reporting_faults():
+        from seas.data.windows import PHOTOGRAPHS, write_windows
+
+        written = write_windows(root, side, out, groups)
+        print(f"{written} windows in {out}; keep those of one photograph together with data.groups: {PHOTOGRAPHS}")
+
+
+@app.command()
 def generate(
     generator: Annotated[Path, typer.Argument(help="folder of a finished generator")],
     type: Annotated[str, typer.Option("--type", help="anomaly type; 'good' for normals")],
@@ -76,11 +93,13 @@ def predict(
         print(f"Decisions: {out / 'predictions.csv'}")
 
 
-CONFIG = typer.Option(help="configuration files, laid over config/config.yaml")
+GIVEN = typer.Option(
+    "--config", help="what snakemake was given: a file after --configfile, or key=value after --config; again for each"
+)
 
 
 @app.command()
-def progress(config: Annotated[list[Path], CONFIG] = []) -> None:  # noqa: B006
+def progress(config: Annotated[list[str], GIVEN] = []) -> None:  # noqa: B006
     """Show which product is at which stage, what is at work, what failed, and where its log is."""
     with reporting_faults():
         from seas.config import load_workflow
@@ -90,7 +109,7 @@ def progress(config: Annotated[list[Path], CONFIG] = []) -> None:  # noqa: B006
 
 
 @app.command()
-def cost(config: Annotated[list[Path], CONFIG] = []) -> None:  # noqa: B006
+def cost(config: Annotated[list[str], GIVEN] = []) -> None:  # noqa: B006
     """Estimate what a run costs: jobs, hours of GPUs and CPUs, disk, and the longest path."""
     with reporting_faults():
         from seas.config import load_workflow
@@ -110,6 +129,48 @@ def miniature(
 
         write_miniature(out, seed=seed)
         print(f"Miniature dataset: {out}")
+
+
+@app.command()
+def record() -> None:
+    """Record in DVC what is finished in results/, and stage for git what git keeps of it."""
+    with reporting_faults():
+        from seas.versions import record as record_results
+
+        found = record_results()
+        print(f"{len(found)} results are recorded and staged. To keep them: git commit; to share them: dvc push")
+
+
+@app.command()
+def restore(config: Annotated[list[str], GIVEN] = []) -> None:  # noqa: B006
+    """After `dvc pull` or `dvc checkout`: check every result against its manifest and the settings.
+
+    What agrees counts as up to date for Snakemake; what does not is named and made anew by the next run.
+    """
+    with reporting_faults():
+        from seas.config import load_workflow
+        from seas.versions import restore as restore_results
+
+        found = restore_results(load_workflow(config), config)
+        for path, reason in found.aside.items():
+            print(f"set aside: {path}: {reason}")
+        for path in found.missing:
+            print(f"missing: {path}")
+        print(
+            f"{len(found.fresh)} results are up to date; the next run makes {len(found.aside) + len(found.missing)} anew"
+        )
+
+
+@app.command()
+def compare(
+    before: Annotated[str, typer.Argument(help="a git revision with results")],
+    after: Annotated[str | None, typer.Argument(help="another one; the working folder when absent")] = None,
+) -> None:
+    """Compare the results of two revisions: settings and numbers that changed, and which changes are beyond chance."""
+    with reporting_faults():
+        from seas.compare import compare as compare_revisions
+
+        print(compare_revisions(before, after))
 
 
 @app.command()

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError, field_validator
 
-from seas.artifacts import read_table, sha256
-from seas.base.pretrained import check_base, count_parameters
-from seas.base.settings import BaseSettings
+from seas.artifacts import read_manifest, read_table, sha256
+from seas.base.pretrained import check_base, check_stable_diffusion, find_base, parameters
+from seas.base.settings import PAPER_BASE, BaseSettings
 from seas.data.settings import DataSettings
 from seas.downstream.settings import DownstreamSettings
 from seas.errors import InputError
@@ -32,7 +32,7 @@ from seas.settings import ComputeSettings, StationSettings, setting
 from seas.weights import has_paper_weights
 
 SAFE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-RESERVED_NAMES = ("base", "report", "logs", "check")
+RESERVED_NAMES = ("base", "report", "plots", "logs", "check")
 """Folders of results/ that are no dataset's."""
 DATASETS = Path("config/datasets")
 EXPERIMENTS = Path("config/experiments")
@@ -143,6 +143,7 @@ class ExperimentFile(StationSettings):
 
     extends: str | None = setting(None, "the parent experiment; none for the root")
     description: str = setting("", "what it shows, for the report")
+    variant: str = setting("", "the paper's name of it, as the column variant of seas/report/paper_results.csv has it")
     settings: dict[str, Any] = setting({}, "settings of the stations that differ from the parent's")
 
 
@@ -215,14 +216,21 @@ def _named_file(folder: Path, name: str, what: str) -> Path:
 def read_dataset(name: str) -> DatasetFile:
     """A dataset's file by name.
 
-    Raises InputError when there is none, or when its content or its root is wrong.
+    Raises InputError when there is none, when its content is wrong, or when neither its root nor a stored index is there.
     """
     path = _named_file(DATASETS, name, "dataset")
     dataset = validated(DatasetFile, read_yaml(path), str(path))
     root = dataset.root.expanduser()
-    if not root.is_dir():
-        raise InputError(f"{path}: 'root' is {str(dataset.root)!r}, which is no folder")
+    if not root.is_dir() and not stored_index(name):
+        raise InputError(
+            f"{path}: 'root' is {str(dataset.root)!r}, which is no folder, and results/{name}/data holds no index of it"
+        )
     return dataset.model_copy(update={"root": root})
+
+
+def stored_index(dataset: str) -> dict[str, Path]:
+    """The samples tables of a dataset's products in results/: what is known of it where its photographs are not."""
+    return {path.stem: path for path in sorted(Path(f"results/{dataset}/data").glob("[!.]*.parquet"))}
 
 
 def read_experiment(name: str) -> ExperimentFile:
@@ -250,6 +258,17 @@ def lineage(experiment: str) -> list[str]:
             raise InputError(f"{EXPERIMENTS / (line[-1] + '.yaml')}: 'extends' leads back to '{parent}'")
         line.append(parent)
     return line
+
+
+def experiment_settings(experiment: str) -> Settings:
+    """The settings of an experiment over the defaults, as config/config.yaml has them.
+
+    Raises InputError when it or an ancestor of it has a fault.
+    """
+    content: dict[str, Any] = {}
+    for name in reversed(lineage(experiment)):
+        content = overlaid(content, read_experiment(name).settings)
+    return validated(Settings, content, str(EXPERIMENTS / f"{experiment}.yaml"))
 
 
 def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -320,14 +339,17 @@ class Workflow:
     def _unet_blocks(settings: Settings) -> int:
         if not settings.base.pretrained:
             return len(settings.base.unet_channels)
-        return len(read_yaml(Path(settings.base.pretrained) / "unet/config.json")["block_out_channels"])
+        return len(read_yaml(find_base(settings.base.pretrained) / "unet/config.json")["block_out_channels"])
 
     def _check_bases(self) -> None:
         built: dict[str, tuple[str, Any]] = {}
         for (dataset, experiment), settings in self._settings.items():
             if settings.base.pretrained:
-                check_base(Path(settings.base.pretrained))
-                count_parameters(Path(settings.base.pretrained) / "unet")
+                folder = find_base(settings.base.pretrained)
+                check_base(folder)
+                if settings.base.name == PAPER_BASE:
+                    check_stable_diffusion(folder)
+                parameters(folder / "unet")
                 continue
             where, made_of = f"{experiment} on {dataset}", (settings.base, settings.compute)
             other, first = built.setdefault(settings.base.name, (where, made_of))
@@ -389,7 +411,7 @@ class Workflow:
     def base(self, dataset: str, experiment: str) -> str:
         """The folder of the base that an experiment starts from."""
         base = self.settings(dataset, experiment).base
-        return base.pretrained or f"results/base/{base.name}"
+        return str(find_base(base.pretrained)) if base.pretrained else f"results/base/{base.name}"
 
     def base_named(self, name: str) -> Settings:
         """The settings that a base of this name is built with."""
@@ -438,7 +460,7 @@ class Workflow:
     @staticmethod
     def _unet_parameters(settings: Settings) -> int:
         if settings.base.pretrained:
-            return count_parameters(Path(settings.base.pretrained) / "unet")
+            return parameters(find_base(settings.base.pretrained) / "unet")
         # Measured: 11.5 M for (64, 128, 160, 160), 7.4 M for (64, 96, 128, 128).
         return 160 * sum(channels**2 for channels in settings.base.unet_channels)
 
@@ -484,8 +506,13 @@ class Workflow:
 
     @functools.cache
     def all_products(self, dataset: str) -> list[str]:
-        """All products of a dataset."""
+        """All products of a dataset; where its photographs are not, those of the stored index.
+
+        Raises InputError when there is none, or when a stored index is damaged.
+        """
         file = self.datasets[dataset]
+        if not file.root.is_dir():
+            return [product for product, table in stored_index(dataset).items() if read_manifest(table)]
         products = self._readers()[file.layout].list_products(file.root)
         if not products:
             raise InputError(
@@ -504,19 +531,25 @@ class Workflow:
         return self.all_products(dataset) if scope == "all" else [scope]
 
     def fingerprint(self, dataset: str, product: str) -> str:
-        """A hash of the names and sizes of a product's files."""
+        """A hash of the names and sizes of a product's files; where they are not, that of the stored index."""
         file = self.datasets[dataset]
+        if not file.root.is_dir():
+            return read_manifest(stored_index(dataset)[product])["settings"]["fingerprint"]
         return self._readers()[file.layout].fingerprint(file.root, product)
 
     def groups(self, dataset: str, experiment: str, product: str) -> str | None:
-        """A hash of the file of a product's groups; None where it has none."""
+        """A hash of the file of a product's groups, None where it has none; without photographs, that of a stored split."""
         file = self.settings(dataset, experiment).data.groups
+        if file and not self.datasets[dataset].root.is_dir():
+            owner = self.owner(dataset, experiment, "split")
+            stored = sorted(Path(f"results/{dataset}/{owner}").glob(f"seed*/split/{product}.parquet"))
+            return read_manifest(stored[0])["settings"]["groups"] if stored else None
         path = self.datasets[dataset].root / product / file if file else None
         return sha256(path) if path and path.is_file() else None
 
     def results(self) -> list[str]:
         """Everything that a whole run leaves. Each stage is named: a lost intermediate result is made again."""
-        found = {"results/report", "results/metrics.json"}
+        found = {"results/report", "results/metrics.json", "results/settings.json", "results/plots"}
         for dataset, experiment, seed in self.runs():
             run = self.reported_run(dataset, experiment, seed)
             found.add(self.base(dataset, experiment))
@@ -541,6 +574,7 @@ class Workflow:
             "image_size": settings.data.image_size,
             "fit": settings.data.fit,
             "all_shots": self.all_shots(dataset, experiment),
+            "variant": read_experiment(experiment).variant,
             "products": {
                 product: {
                     "split": self.split(dataset, experiment, seed, product),
@@ -563,12 +597,30 @@ class Workflow:
         }
 
 
-def load_workflow(files: Sequence[Path], **changes: Any) -> Workflow:
+def load_workflow(given: Sequence[Path | str], **changes: Any) -> Workflow:
     """The workflow's configuration as Snakemake would see it, for the command line.
+
+    ``given`` are what Snakemake takes after ``--configfile`` (files) and ``--config`` (texts "key=value", value in YAML).
 
     Raises InputError for any fault in it.
     """
     content = read_yaml(Path("config/config.yaml"))
-    for file in files:
-        content = overlaid(content, read_yaml(file))
+    for file in files_of(given):
+        content = overlaid(content, read_yaml(Path(file)))
+    for text in settings_of(given):
+        key, value = text.split("=", 1)
+        try:
+            content = overlaid(content, {key: yaml.safe_load(value)})
+        except yaml.YAMLError:
+            raise InputError(f"'{text}' is no 'key=value' with a value in YAML") from None
     return Workflow(overlaid(content, changes))
+
+
+def files_of(given: Sequence[Path | str]) -> list[str]:
+    """Of what was given for a configuration, the files."""
+    return [str(part) for part in given if "=" not in str(part)]
+
+
+def settings_of(given: Sequence[Path | str]) -> list[str]:
+    """Of what was given for a configuration, the texts "key=value"."""
+    return [str(part) for part in given if "=" in str(part)]

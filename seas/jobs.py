@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -14,19 +14,22 @@ from seas.runs import watch_run
 
 
 class _Tee:
-    """A text stream that writes to several."""
+    """A text stream that writes to the screen and to a log. A full disk costs lines of the log, never the job;
+    and a thread that ends after the log was closed may still speak."""
 
-    def __init__(self, *streams: TextIO) -> None:
-        self._streams = streams
+    def __init__(self, screen: TextIO, log: TextIO) -> None:
+        self._screen, self._log = screen, log
 
     def write(self, text: str) -> int:
-        for stream in self._streams:
-            stream.write(text)
+        self._screen.write(text)
+        with suppress(OSError, ValueError):
+            self._log.write(text)
         return len(text)
 
     def flush(self) -> None:
-        for stream in self._streams:
-            stream.flush()
+        self._screen.flush()
+        with suppress(OSError, ValueError):
+            self._log.flush()
 
     def isatty(self) -> bool:
         return False
@@ -73,20 +76,31 @@ def job(log: str) -> Iterator[None]:
     watch_run()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     path = Path(log)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        stdout, stderr = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = _Tee(stdout, file), _Tee(stderr, file)
-        try:
-            yield
-        except Exception as fault:
-            sentence = fault_sentence(fault)
-            if sentence is None:
-                details = path.with_suffix(".traceback")
+    file = _opened(path)
+    stdout, stderr = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Tee(stdout, file), _Tee(stderr, file)
+    try:
+        yield
+    except Exception as fault:
+        sentence = fault_sentence(fault)
+        if sentence is None:
+            details = path.with_suffix(".traceback")
+            with suppress(OSError):
                 details.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
-                sentence = f"{type(fault).__name__}: {fault} (an error of the program; its traceback is {details})"
-            print(f"seas: {sentence}", file=sys.stderr, flush=True)
-            # os._exit would lose buffered output; SystemExit leaves Snakemake's own wrapper no traceback to print.
-            sys.exit(1)
-        finally:
-            sys.stdout, sys.stderr = stdout, stderr
+            sentence = f"{type(fault).__name__}: {fault} (an error of the program; its traceback is {details})"
+        print(f"seas: {sentence}", file=sys.stderr, flush=True)
+        # os._exit would lose buffered output; SystemExit leaves Snakemake's own wrapper no traceback to print.
+        sys.exit(1)
+    finally:
+        sys.stdout, sys.stderr = stdout, stderr
+        with suppress(OSError):
+            file.close()
+
+
+def _opened(path: Path) -> TextIO:
+    """The log's file, or nowhere when it cannot be written: what the stage writes will tell why."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "w")
+    except OSError:
+        return open(os.devnull, "w")

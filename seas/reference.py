@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,14 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from seas.artifacts import writing_file
-from seas.config import Config
+from seas.config import EXPERIMENTS, Config, Settings, experiment_settings, lineage, read_experiment
+from seas.report.tables import paper_variants
 from seas.settings import StationSettings
 
 PAPER = {"datasets": ["mvtec_ad"]}
 """What the paper's run adds to the defaults of the classes."""
+COMPARED = ("seas", "released_code")
+"""The experiments whose values the reference page sets side by side."""
 
 
 def write_reference(folder: Path) -> list[Path]:
@@ -92,32 +95,72 @@ def reference_page() -> str:
         "a file of `experiments/` holds the parent that it `extends` and the `settings` that differ from the parent's.",
         "The more particular wins: config < dataset < experiment.",
         "",
+        "`seas` is the method as this project reads the paper, `released_code` sets every option as the authors' code does.",
+        "What that code does by mistake is no option: the numbering of types that mixes them up on VisA, the first eight token",
+        "positions, normals of which an index sees but some and pairs each with one image, generation from the first ten normals",
+        "alone, batch statistics in inference, masks truncated to whole numbers, centres of IC-LPIPS in another range. Nor is its",
+        "8-bit optimizer.",
+        "",
         "## What runs",
         "",
         *_table(
             Config, [name for name in Config.model_fields if name in ("datasets", "products", "experiments", "seeds")]
         ),
     ]
-    for name, field in Config.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, StationSettings):
-            lines += ["", f"## {name}", "", _first_line(field.annotation), "", *_table(field.annotation)]
+    compared = {name: experiment_settings(name) for name in COMPARED}
+    for name, model in _stations():
+        columns = {experiment: getattr(settings, name) for experiment, settings in compared.items()}
+        lines += ["", f"## {name}", "", _first_line(model), "", *_table(model, columns=columns)]
+    lines += ["", "## Experiments", "", *_experiments()]
     return "\n".join(lines) + "\n"
 
 
-def _table(model: type[StationSettings], names: list[str] | None = None, prefix: str = "") -> list[str]:
-    rows = [] if prefix else ["| setting | default | allowed | meaning | source |", "|---|---|---|---|---|"]
+def _stations() -> Iterator[tuple[str, type[StationSettings]]]:
+    for name, field in Settings.model_fields.items():
+        yield name, field.annotation
+
+
+def _experiments() -> Iterator[str]:
+    """The files of config/experiments/, with the rows of the paper's ablations that they reproduce."""
+    printed = paper_variants()
+    yield "A variant is a row of the paper's tables; the report sets the experiment beside it."
+    yield ""
+    yield "| experiment | extends | changes | variant (tables) | description |"
+    yield "|---|---|---|---|---|"
+    for path in sorted(EXPERIMENTS.glob("*.yaml")):
+        file = read_experiment(path.stem)
+        changes = ", ".join(f"`{name}: {_inline(value)}`" for name, value in _leaves(file.settings))
+        tables = ", ".join(map(str, printed.get(file.variant, ())))
+        variant = f"`{file.variant}` ({tables})" if file.variant else ""
+        yield f"| `{path.stem}` | {' < '.join(lineage(path.stem)[1:])} | {changes} | {variant} | {file.description} |"
+
+
+def _leaves(content: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield path + name, value
+
+
+def _table(
+    model: type[StationSettings],
+    names: list[str] | None = None,
+    columns: Mapping[str, StationSettings] | None = None,
+) -> list[str]:
+    """One row for each setting, with its value in each of ``columns`` (bold where it is not the first's), or its default."""
+    headings = ["setting", *(columns or ["default"]), "allowed", "meaning", "source"]
+    rows = [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
     for name, field in model.model_fields.items():
         if names is not None and name not in names:
             continue
-        if isinstance(field.annotation, type) and issubclass(field.annotation, StationSettings):
-            rows += _table(field.annotation, prefix=f"{prefix}{name}.")
-            continue
         extra = field.json_schema_extra or {}
         default = "required" if field.is_required() else _inline(_plain(field.get_default(call_default_factory=True)))
+        values = [_inline(_plain(getattr(settings, name))) for settings in (columns or {}).values()] or [default]
         unit = f" [{extra['unit']}]" if "unit" in extra else ""
         cells = (
-            f"`{prefix}{name}`",
-            f"`{default}`",
+            f"`{name}`",
+            *(f"`{value}`" if value == values[0] else f"**`{value}`**" for value in values),
             _allowed(model, name),
             f"{field.description}{unit}",
             extra.get("source", ""),

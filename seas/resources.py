@@ -122,7 +122,7 @@ def work(stage: str, settings: Any, *, types: int, parameters: int) -> Work:
         return Work(stage, device, steps, pixels, parameters=parameters)
     if stage == "generation":
         images = made.pairs_per_type * types + made.normals
-        return Work(stage, device, -(-images // made.shards), side**2, made.batch_size, parameters)
+        return Work(stage, device, -(-images // made.shards), side**2, made.images_at_once(device), parameters)
     if stage == "metrics":
         images, pixels = made.pairs_per_type * types + made.normals, settings.metrics.image_size**2
         return Work(stage, device, images, pixels, max(made.pairs_per_type, made.normals))

@@ -1,9 +1,12 @@
 """The training loop that all trainers share: interruptible, resumable bit for bit, with progress and losses."""
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -15,11 +18,20 @@ from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from seas.artifacts import writing_file
+from seas.artifacts import (
+    MEASURED,
+    Provenance,
+    read_table,
+    working_folder,
+    write_table,
+    writing_file,
+    writing_folder,
+)
 from seas.errors import InputError
 from seas.settings import ComputeSettings
 
 CHECKPOINT = "checkpoint.safetensors"
+LOSSES = "losses.parquet"
 SECONDS_BETWEEN_PROGRESS_LINES = 5.0
 
 
@@ -83,6 +95,7 @@ def train(
     if first:
         print(f"{label}: continues at update {first} of {updates}", flush=True)
     writer = SummaryWriter(str(tensorboard), purge_step=first) if tensorboard else None
+    started = time.monotonic()
     for step in progress(range(first, updates), label, done=first):
         since.append({name: value.float() for name, value in update(step).items()})
         end = step + 1
@@ -97,9 +110,80 @@ def train(
                     writer.add_scalar(name, value, end)
         if end % checkpoint_every == 0 and end < updates:
             _save_checkpoint(checkpoint, state, end, records, since)
+    MEASURED.update(updates=updates - first, update_seconds=time.monotonic() - started)
     if writer:
         writer.close()
     return pd.DataFrame(records)
+
+
+def write_trained(
+    output: Path, provenance: Provenance, models: Mapping[str, Callable[[Path], Callable[[Path], pd.DataFrame]]]
+) -> None:
+    """Train one model and write the artifact ``output``; or several, each into the subfolder of its name.
+
+    models: name, "" for a single one → a function that trains with its checkpoints in a folder, and gives a function
+    that writes the model into a folder and returns its losses. A named model, once trained, is kept across restarts.
+    losses.parquet holds the losses, of several models their mean.
+    """
+    working = working_folder(output, provenance)
+    if set(models) == {""}:
+        save = models[""](working)
+        with writing_folder(output, provenance) as folder:
+            write_table(save(folder), folder / LOSSES)
+        return
+    for name, trained in models.items():
+        piece, checkpoints = working / "models" / name, working / "training" / name
+        if not piece.exists():
+            save = trained(checkpoints)
+            unfinished = piece.with_name(f".{name}.partial")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            write_table(save(unfinished), unfinished / LOSSES)
+            del save  # and the model with it, before the next one is loaded
+            os.replace(unfinished, piece)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+    with writing_folder(output, provenance) as folder:
+        for name in models:
+            shutil.copytree(working / "models" / name, folder / name, copy_function=os.link)
+        tables = [read_table(folder / name / LOSSES) for name in models]
+        write_table(pd.concat(tables).groupby("step", as_index=False).mean(), folder / LOSSES)
+
+
+class OffloadedAdamW(torch.optim.AdamW):
+    """AdamW that keeps gradients, moments and master weights in the CPU's memory; the device holds the weights alone.
+
+    Each gradient leaves the device as soon as it is whole, so that never all of them are there. On a CPU its updates are
+    AdamW's own, bit for bit.
+    """
+
+    def __init__(self, groups: Sequence[Mapping], **options) -> None:
+        """groups: as of AdamW."""
+        self._shown = [parameter for group in groups for parameter in group["params"]]
+        self._masters = [nn.Parameter(parameter.detach().cpu().clone()) for parameter in self._shown]
+        for shown, master in zip(self._shown, self._masters, strict=True):
+            shown.register_post_accumulate_grad_hook(partial(self._collect, master))
+        masters = iter(self._masters)
+        super().__init__([{**group, "params": [next(masters) for _ in group["params"]]} for group in groups], **options)
+
+    @staticmethod
+    def _collect(master: nn.Parameter, shown: nn.Parameter) -> None:
+        gradient = shown.grad.cpu()
+        master.grad = gradient if master.grad is None else master.grad + gradient
+        shown.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update of the masters, copied to the device."""
+        super().step()
+        for shown, master in zip(self._shown, self._masters, strict=True):
+            shown.copy_(master)
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take a checkpoint's moments; the masters become the weights that the device has by then."""
+        super().load_state_dict(state_dict)
+        for shown, master in zip(self._shown, self._masters, strict=True):
+            master.copy_(shown)
 
 
 def accumulated_update(

@@ -28,6 +28,32 @@ WEIGHTS = {
 }
 """Every file under the name that the stations use. They lie directly in the folder that the settings give."""
 
+
+@dataclass(frozen=True)
+class HubModel:
+    """A pipeline on the model hub, pinned: the revision is the hash of a commit, which covers the hashes of its files.
+
+    parameters: how many each network has.
+    """
+
+    repository: str
+    revision: str
+    parameters: dict[str, int]
+
+    def download(self, folder: Path | str) -> str:
+        """The command that puts the needed files into ``folder``."""
+        patterns = ("*.json", "*.txt", "text_encoder/model.safetensors", "*/diffusion_pytorch_model.safetensors")
+        files = " ".join(f"--include '{pattern}'" for pattern in patterns)
+        return f"hf download {self.repository} --revision {self.revision} {files} --local-dir {folder}"
+
+
+STABLE_DIFFUSION = HubModel(
+    "CompVis/stable-diffusion-v1-4",
+    "133a221b8aa7292a167afc5127cb63fb5005638b",
+    {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},
+)
+"""The paper's base (Sec. 4.1)."""
+
 LPIPS_TRUNKS = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}
 """The names of LPIPS's backbones → those of their weights."""
 

@@ -1,6 +1,8 @@
 """What the tests share: a tiny base with random weights, a tiny dataset, and the photographs where they are."""
 
+import json
 import os
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +12,7 @@ import torch
 from seas.base.corpus import vocabulary
 from seas.base.model import build_base
 from seas.base.settings import BaseSettings
+from seas.base.stable_diffusion import build_networks, old_names
 from seas.data.index import index_product, split_product
 from seas.data.miniature import write_miniature
 from seas.data.settings import DataSettings
@@ -54,6 +57,34 @@ def tiny_base(tmp_path_factory) -> Path:
     """A Stable-Diffusion-shaped pipeline for 32 px with random weights."""
     folder = tmp_path_factory.mktemp("base") / "tiny"
     build_base(BaseSettings(**TINY_BASE), vocabulary()).save_pretrained(folder)
+    return folder
+
+
+def write_heads(path: Path, state: dict[str, torch.Tensor]) -> None:
+    """A safetensors file with the names and shapes of ``state``, in half precision, that takes no room on the disk."""
+    head, end = {}, 0
+    for name, value in state.items():
+        size = 2 * value.numel()
+        head[name] = {"dtype": "F16", "shape": list(value.shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(head).encode()
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+
+
+@pytest.fixture(scope="session")
+def sd_shaped(tiny_base, tmp_path_factory) -> Path:
+    """What the plan sees of Stable Diffusion v1-4: the files, and the old names and the shapes of its weights, no values."""
+    folder = tmp_path_factory.mktemp("sd") / "stable-diffusion-v1-4"
+    shutil.copytree(tiny_base, folder)
+    with torch.device("meta"):
+        networks = build_networks()
+    for part, network in networks.items():
+        (file,) = (folder / part).glob("*.safetensors")
+        write_heads(file, old_names(part, network.state_dict()))
+        if part != "text_encoder":
+            network.save_config(folder / part)
     return folder
 
 

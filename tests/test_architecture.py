@@ -21,7 +21,7 @@ LEFT_OF = {
     "downstream": {"base", "data", "generator", "rmp", "generation"},
     "report": {"base", "data", "generator", "rmp", "generation", "metrics", "downstream"},
 }
-COMPOSERS = {"config", "cli", "reference"}
+COMPOSERS = {"config", "cli", "reference", "versions", "compare", "plan"}
 DEMO_CHANGES = {
     "datasets",
     "compute.device",
@@ -120,6 +120,16 @@ def leaves(content, path=""):
 
 def test_the_demo_changes_sizes_counts_rates_guidance_and_start_signal_only():
     assert set(leaves(yaml.safe_load((REPOSITORY / "config/demo.yaml").read_text()))) <= DEMO_CHANGES
+
+
+@pytest.mark.parametrize("card", ["card_12gb", "card_24gb"])
+def test_a_recipe_for_a_small_card_changes_no_result(card):
+    """Its options change where and when numbers are computed; tests/test_generator.py holds that no bit changes."""
+    from seas.config import Config, overlaid, validated
+
+    recipe = yaml.safe_load((REPOSITORY / f"config/{card}.yaml").read_text())
+    assert set(leaves(recipe)) <= {"generator.gradient_checkpointing", "generator.offload_optimizer"}
+    assert validated(Config, overlaid({"datasets": ["mvtec_ad"]}, recipe), card).generator.gradient_checkpointing
 
 
 def test_every_setting_has_a_meaning_and_the_papers_run_names_each():

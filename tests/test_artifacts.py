@@ -8,9 +8,12 @@ import pytest
 
 from seas.artifacts import (
     Provenance,
+    damage,
+    has_manifest,
     read_manifest,
     read_table,
     sha256,
+    stale,
     working_folder,
     write_json,
     write_table,
@@ -99,3 +102,49 @@ def test_damaged_manifest_is_named(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(InputError, match="manifest.json is damaged"):
         read_manifest(tmp_path)
+
+
+def test_a_table_carries_its_manifest(tmp_path):
+    path = tmp_path / "t.parquet"
+    table = pd.DataFrame({"a": [1, 2], "b": ["x", None], "c": [0.1, float("nan")]})
+    write_table(table, path, MADE)
+    manifest = read_manifest(path)
+    assert (manifest["stage"], manifest["settings"], manifest["seed"]) == ("stage", {"a": 1}, 0)
+    assert damage(path) is None and has_manifest(path)
+    pd.testing.assert_frame_equal(read_table(path), pd.read_parquet(path))
+    first = path.read_bytes()
+    write_table(table, path, MADE)
+    assert path.read_bytes() == first
+    write_table(table, path)
+    assert not has_manifest(path)
+    with pytest.raises(InputError, match="carries no manifest"):
+        read_manifest(path)
+
+
+def test_damage_names_the_file(tmp_path):
+    make(tmp_path / "out")
+    assert damage(tmp_path / "out") is None
+    (tmp_path / "out/.snakemake_timestamp").write_text("")
+    (tmp_path / "out/run.json").write_text("{}")
+    assert damage(tmp_path / "out") is None
+    (tmp_path / "out/more").write_text("")
+    assert damage(tmp_path / "out") == f"{tmp_path}/out/more does not belong to it"
+    (tmp_path / "out/more").unlink()
+    (tmp_path / "out/sub/file.txt").write_text("abd")
+    assert damage(tmp_path / "out") == f"{tmp_path}/out/sub/file.txt is damaged: it is not what was written"
+    (tmp_path / "out/sub/file.txt").unlink()
+    assert damage(tmp_path / "out") == f"{tmp_path}/out/sub/file.txt is missing"
+
+
+def test_what_was_set_aside_goes_when_it_is_made_anew(tmp_path):
+    for path in (tmp_path / "folder", tmp_path / "table.parquet"):
+        stale(path).mkdir()
+    make(tmp_path / "folder")
+    write_table(pd.DataFrame({"a": [1]}), tmp_path / "table.parquet", MADE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "table.parquet"]
+
+
+def test_a_folder_that_git_keeps_has_no_manifest(tmp_path):
+    with writing_folder(tmp_path / "plots", None) as folder:
+        (folder / "a.csv").write_text("1")
+    assert [path.name for path in (tmp_path / "plots").iterdir()] == ["a.csv"]

@@ -498,3 +498,10 @@ def test_there_are_enough_kinds():
 def test_the_untouched_dataset_has_no_fault(house):
     split_with(lambda product: None)
     assert demo().products("mine") == ["washer"]
+
+
+def test_a_full_disk_costs_lines_of_the_log_and_not_the_sentence(tmp_path, capsys):
+    with pytest.raises(SystemExit), job("/dev/full"):
+        print("x" * 100_000)
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert "seas: no space is left on the disk" in capsys.readouterr().err

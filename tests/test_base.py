@@ -12,21 +12,25 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionPipeline
+from huggingface_hub import constants as hub_constants
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from seas.base import corpus
 from seas.base import train as base_train
 from seas.base.corpus import OUTLINE_SHARES, OUTLINES, corpus_image, vocabulary
 from seas.base.model import build_base, build_tokenizer, load_base
-from seas.base.pretrained import check_base
+from seas.base.pretrained import CLASSES, check_base, check_stable_diffusion, find_base, parameters
 from seas.base.settings import STAGE_VERSION, BaseSettings
+from seas.base.stable_diffusion import SCHEDULER, build_networks, old_names, rename_to_old
 from seas.base.train import rate, train_base
 from seas.base.vae import LinearCode, start_at_code, vae_losses
 from seas.errors import InputError
 from seas.images import to_tensor
 from seas.seeding import rng
 from seas.settings import ComputeSettings
+from seas.weights import STABLE_DIFFUSION
 
 REPOSITORY = Path(__file__).parent.parent
 CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
@@ -136,6 +140,119 @@ class TestModel:
     def test_sizes_must_divide(self):
         with pytest.raises(ValueError, match="give a multiple of 32"):
             BaseSettings(name="x", pretrained=None, image_size=48)
+
+
+def sd_like(folder):
+    """A small pipeline saved as Stable Diffusion v1-4 was: old names, a safety checker beside it, a VAE with attention."""
+    pipeline = build_base(TINY, vocabulary())
+    pipeline.register_modules(
+        vae=AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * 2,
+            up_block_types=["UpDecoderBlock2D"] * 2,
+            block_out_channels=(8, 16),
+            norm_num_groups=4,
+        ),
+        scheduler=PNDMScheduler(**SCHEDULER),
+    )
+    pipeline.save_pretrained(folder)
+    rename_to_old(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPFeatureExtractor"]
+    index["_diffusers_version"] = "0.2.2"
+    (folder / "model_index.json").write_text(json.dumps(index))
+    for part in ("safety_checker", "feature_extractor"):
+        (folder / part).mkdir()
+        (folder / part / "config.json").write_text("{}")
+    return pipeline
+
+
+class TestStableDiffusion:
+    """Stable Diffusion v1-4: its sizes, its old layout on disk, where it is looked for."""
+
+    def test_the_networks_have_its_numbers_of_parameters(self):
+        with torch.device("meta"):
+            networks = build_networks()
+        counts = {part: sum(p.numel() for p in network.parameters()) for part, network in networks.items()}
+        assert counts == STABLE_DIFFUSION.parameters
+        assert counts == {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
+
+    def test_the_heads_of_its_files_are_counted(self, sd_shaped, tiny_base):
+        check_base(sd_shaped)
+        check_stable_diffusion(sd_shaped)
+        assert parameters(sd_shaped / "text_encoder") == 123_060_480
+        with pytest.raises(InputError, match=r"the unet of .* parameters, that of Stable Diffusion v1-4 859,520,964"):
+            check_stable_diffusion(tiny_base)
+
+    def test_the_old_layout_loads_whole(self, tmp_path):
+        saved = sd_like(tmp_path / "sd")
+        vae, text = (
+            load_file(next((tmp_path / "sd" / part).glob("*.safetensors"))) for part in ("vae", "text_encoder")
+        )
+        assert "encoder.mid_block.attentions.0.proj_attn.weight" in vae and not any("to_q" in name for name in vae)
+        assert "text_model.embeddings.position_ids" in text and all(name.startswith("text_model.") for name in text)
+        loaded = load_base(tmp_path / "sd")
+        for part in STABLE_DIFFUSION.parameters:
+            old, new = getattr(saved, part).state_dict(), getattr(loaded, part).state_dict()
+            assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old), part
+        assert loaded.safety_checker is None and loaded.scheduler.config.prediction_type == "epsilon"
+        DPMSolverMultistepScheduler.from_config(loaded.scheduler.config).set_timesteps(3)
+
+    @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+    def test_a_weight_that_lacks_or_is_unknown_is_named(self, tmp_path, part):
+        sd_like(tmp_path / "sd")
+        (file,) = (tmp_path / "sd" / part).glob("*.safetensors")
+        whole = load_file(file)
+        save_file(dict(list(whole.items())[:-1]), file, {"format": "pt"})
+        with pytest.raises(InputError, match=rf"{part} lacks the weight .* \(1 such in all\)"):
+            load_base(tmp_path / "sd")
+        save_file(whole | {"stranger": torch.zeros(1)}, file, {"format": "pt"})
+        with pytest.raises(InputError, match=rf"{part} holds the unknown weight stranger"):
+            load_base(tmp_path / "sd")
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("part", ["vae", "text_encoder"])
+    def test_all_of_its_old_names_and_shapes_load(self, sd_shaped, tmp_path, part):
+        """At full size, random values; the U-Net's names never changed (benchmarks/paper_scale.py loads all three)."""
+        with torch.device("meta"):
+            network = build_networks()[part]
+        state = {name: torch.randn(value.shape).half() for name, value in network.state_dict().items()}
+        shutil.copytree(sd_shaped / part, tmp_path / part)
+        network.config.save_pretrained(tmp_path / part) if part == "text_encoder" else None
+        (file,) = (tmp_path / part).glob("*.safetensors")
+        old = old_names(part, state)
+        assert len(old) == {"vae": 248, "text_encoder": 197}[part]
+        save_file({name: value.contiguous() for name, value in old.items()}, file, {"format": "pt"})
+        loaded, found = type(network).from_pretrained(tmp_path / part, output_loading_info=True, dtype=torch.float32)
+        assert not found["missing_keys"] and not found["unexpected_keys"]
+        assert all(torch.equal(value, state[name].float()) for name, value in loaded.state_dict().items())
+
+    def test_it_is_found_in_the_hubs_cache_by_its_revision(self, sd_shaped, tmp_path, monkeypatch):
+        monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path))
+        name = f"{STABLE_DIFFUSION.repository}@{STABLE_DIFFUSION.revision}"
+        with pytest.raises(
+            InputError, match=f"not in the hub's cache .* `hf download CompVis/.* --revision {'.' * 40}`"
+        ):
+            find_base(name)
+        snapshot = tmp_path / "models--CompVis--stable-diffusion-v1-4/snapshots" / STABLE_DIFFUSION.revision
+        shutil.copytree(sd_shaped, snapshot)
+        assert find_base(name) == snapshot
+        assert find_base("models/sd") == Path("models/sd")
+
+    def test_a_missing_base_is_told_with_the_command_that_brings_it(self):
+        with pytest.raises(
+            InputError, match=r"`hf download CompVis/stable-diffusion-v1-4 --revision .* --local-dir mine`"
+        ):
+            check_base(Path("mine"))
+
+    @pytest.mark.parametrize("part", CLASSES)
+    def test_another_class_is_refused(self, tiny_base, tmp_path, part):
+        shutil.copytree(tiny_base, tmp_path / "base")
+        index = json.loads((tmp_path / "base/model_index.json").read_text())
+        index[part] = "Other" if part == "_class_name" else ["diffusers", "Other"]
+        (tmp_path / "base/model_index.json").write_text(json.dumps(index))
+        with pytest.raises(InputError, match=f"model_index.json gives Other as {part}; SeaS needs {CLASSES[part]}"):
+            check_base(tmp_path / "base")
 
 
 class TestLinearCode:

@@ -11,7 +11,8 @@ RUN = CliRunner()
 
 def test_help_names_every_command():
     text = RUN.invoke(app, ["--help"]).output
-    assert all(command in text for command in ("check", "generate", "predict", "miniature", "settings"))
+    commands = ("check", "windows", "generate", "predict", "miniature", "record", "restore", "compare", "settings")
+    assert all(command in text for command in commands)
 
 
 def test_miniature_and_check(tmp_path, monkeypatch):
@@ -22,9 +23,10 @@ def test_miniature_and_check(tmp_path, monkeypatch):
     (tmp_path / "config/experiments").mkdir()
     monkeypatch.setattr(miniature, "write_miniature", _small(miniature.write_miniature))
     assert RUN.invoke(app, ["miniature", "data/mine"]).exit_code == 0
-    RUN.invoke(app, ["settings"])
+    for experiment in ("seas", "released_code"):
+        (tmp_path / f"config/experiments/{experiment}.yaml").write_text("description: x\n")
+    assert RUN.invoke(app, ["settings"]).exit_code == 0
     (tmp_path / "config/datasets/mine.yaml").write_text("root: data/mine\n")
-    (tmp_path / "config/experiments/seas.yaml").write_text("description: x\n")
     (tmp_path / "small.yaml").write_text("base: {pretrained: null}\ndata: {image_size: 32}\n")
     result = RUN.invoke(app, ["check", "mine", "--config", "small.yaml", "--out", "sheets"])
     assert result.exit_code == 0, result.output
@@ -52,6 +54,9 @@ def test_generate(generator, rmp, tmp_path):
         ["check", "nothing"],
         ["check", "nothing", "--config", "folder"],
         ["predict", "nowhere", "x.png", "--out", "out"],
+        ["record"],
+        ["restore", "--config", "file", "--config", "datasets=[x]"],
+        ["compare", "nowhere"],
         ["miniature", "file"],
         ["miniature", "file/below"],
         ["miniature", "/proc/nothing"],
@@ -74,3 +79,10 @@ def test_arguments_out_of_range_are_refused(generator, tmp_path, arguments):
     options = {"--type": "good", "-n": "1", "--out": str(tmp_path / "out")} | dict([arguments])
     result = RUN.invoke(app, ["generate", str(generator), *(part for pair in options.items() for part in pair)])
     assert result.exit_code == 2 and "Invalid value" in result.output and not (tmp_path / "out").exists()
+
+
+def test_windows_say_how_to_keep_a_photographs_together(miniature, tmp_path):
+    result = RUN.invoke(app, ["windows", str(miniature.root), str(tmp_path / "cut"), "--side", "32"])
+    assert result.exit_code == 0, result.output
+    assert "windows in" in result.output and "data.groups: photographs.csv" in result.output
+    assert (tmp_path / "cut/washer/photographs.csv").is_file()

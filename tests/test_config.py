@@ -1,10 +1,42 @@
 """The configuration: what is refused, what is laid over what, and whose folder a stage is."""
 
+import shutil
+from collections import Counter
+from pathlib import Path
+
 import pytest
 import yaml
 
-from seas.config import Config, Workflow, overlaid, validated
+from seas.config import Config, Workflow, lineage, load_workflow, overlaid, validated
 from seas.errors import InputError
+from seas.versions import artifacts
+
+REPOSITORY = Path(__file__).parent.parent
+SHIPPED = sorted(path.stem for path in (REPOSITORY / "config/experiments").glob("*.yaml"))
+FROM_GENERATION = {"generation": 1, "metrics": 1, "downstream": 1}
+FROM_RMP = {"rmp": 1, **FROM_GENERATION}
+FROM_GENERATOR = {"generator": 1, **FROM_RMP}
+JOBS = {
+    None: {},
+    "report": {},
+    "downstream": {"downstream": 3},
+    "metrics": {"metrics": 1},
+    "generation": FROM_GENERATION,
+    "rmp": FROM_RMP,
+    "generator": FROM_GENERATOR,
+    "base": {"base": 1, **FROM_GENERATOR},
+    "data": {"split": 1, "crop_and_paste": 1, **FROM_GENERATOR, "downstream": 3},
+}
+"""The jobs that an experiment adds to its parent's, by the leftmost station that it changes; for one product, three arms."""
+STATIONS = ("data", "base", "generator", "rmp", "generation", "metrics", "downstream", "report")
+
+
+def added_jobs(experiment: str) -> dict[str, int]:
+    """By hand, from the experiment's file alone: how many jobs of each stage it adds, for one product and three arms."""
+    changes = yaml.safe_load((REPOSITORY / f"config/experiments/{experiment}.yaml").read_text()).get("settings", {})
+    jobs = JOBS[next((station for station in STATIONS if station in changes), None)]
+    arms = changes.get("downstream", {}).get("trained_on")
+    return jobs | {"downstream": len(arms)} if arms else jobs
 
 
 @pytest.fixture
@@ -166,6 +198,13 @@ def test_two_bases_of_one_name_are_refused(project):
         flow(experiments=["big"]).check()
 
 
+def test_the_papers_base_must_have_its_sizes(project, sd_shaped, tiny_base):
+    flow(base={"name": "sd_v1_4", "pretrained": str(sd_shaped)}).check()
+    flow(base={"name": "other", "pretrained": str(tiny_base)}).check()
+    with pytest.raises(InputError, match="give another base.name"):
+        flow(base={"name": "sd_v1_4", "pretrained": str(tiny_base)}).check()
+
+
 def test_a_base_is_built_with_the_settings_of_the_experiment_that_builds_it(project):
     text = "extends: seas\nsettings: {base: {pretrained: null, unet_updates: 10}}"
     (project / "config/experiments/own_base.yaml").write_text(text)
@@ -179,6 +218,17 @@ def test_a_dataset_without_the_wanted_product_does_not_run(project):
     both = flow(datasets=["mine", "other"], products=["screw"])
     assert both.runs() == [("other", "seas", 0)]
     assert not [path for path in both.results() if path.startswith("results/mine")]
+
+
+def test_the_command_line_takes_files_and_settings_as_snakemake_does(project):
+    content = {"datasets": ["mine"], "base": {"name": "b", "pretrained": None}}
+    (project / "config/config.yaml").write_text(yaml.safe_dump(content))
+    (project / "more.yaml").write_text("rmp: {channels: 288}\nseeds: [1]")
+    given = ["more.yaml", "seeds=[3, 4]", "generation={threshold: 0.4}"]
+    found = load_workflow(given).config
+    assert (found.rmp.channels, found.seeds, found.generation.threshold) == (288, [3, 4], 0.4)
+    with pytest.raises(InputError, match="'seeds=\\[' is no 'key=value'"):
+        load_workflow(["seeds=["])
 
 
 def test_settings_cannot_be_changed_later():
@@ -195,3 +245,24 @@ def test_the_groups_of_a_product_are_part_of_its_split(project):
     (project / "photos/bolt/groups.csv").write_text("image,group\na.png,2\n")
     assert before != whole.groups("mine", "seas", "bolt") is not None
     assert flow().groups("mine", "seas", "bolt") is None
+
+
+@pytest.mark.parametrize("experiment", SHIPPED)
+def test_a_shipped_experiment_adds_the_jobs_of_what_it_changes(project, experiment):
+    shutil.copytree(REPOSITORY / "config/experiments", project / "config/experiments", dirs_exist_ok=True)
+    assert jobs_beside_its_parents(project, experiment) == added_jobs(experiment)
+
+
+@pytest.mark.parametrize(
+    ("settings", "jobs"), [({"rmp": {"channels": 96}}, FROM_RMP), ({"generation": {"threshold": 0.4}}, FROM_GENERATION)]
+)
+def test_an_ablation_of_the_mask_trains_no_generator(project, settings, jobs):
+    (project / "config/experiments/own.yaml").write_text(yaml.safe_dump({"extends": "seas", "settings": settings}))
+    assert jobs_beside_its_parents(project, "own") == jobs
+
+
+def jobs_beside_its_parents(project, experiment):
+    shutil.rmtree(project / "photos/nut")
+    whole = flow(experiments=lineage(experiment))
+    paths = {artifact.path for artifact in artifacts(flow(experiments=lineage(experiment)[1:] or ["seas"]))}
+    return dict(Counter(artifact.stage for artifact in artifacts(whole) if artifact.path not in paths))

@@ -180,6 +180,14 @@ class TestBatches:
         assert set(values[0.0]) == {100}
         assert values[0.1].min() in range(90, 96) and values[0.1].max() in range(105, 111)
 
+    @pytest.mark.parametrize("readers", [1, 7])
+    def test_the_number_of_readers_changes_nothing(self, miniature, monkeypatch, readers):
+        plain = self.batches(miniature)
+        monkeypatch.setattr("seas.downstream.samples.READERS", readers)
+        other = self.batches(miniature)
+        for step in range(4):
+            assert all(np.array_equal(*pair) for pair in zip(plain.batch(step), other.batch(step), strict=True))
+
     def test_a_full_cache_changes_nothing(self, miniature):
         plain = self.batches(miniature).batch(1)
         without = self.batches(miniature)

@@ -25,6 +25,7 @@ from seas.generator.pipeline import load_pipeline, load_start_normals
 from seas.generator.prompts import Prompts
 from seas.images import Fitted, read_image, read_mask
 from seas.rmp.train import load_rmp
+from seas.seeding import torch_rng
 from seas.settings import ComputeSettings
 
 CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
@@ -168,13 +169,47 @@ class TestTree:
 
 class TestSampler:
     def test_batch_size_does_not_change_an_image(self, sampler, tree):
-        sampler.settings = FEW.model_copy(update={"batch_size": 5})
-        made = sampler.make("dent", [(0, 0), (1, 0), (2, 0)])
-        alone = sampler.make("dent", [(1, 0)])[0]
-        assert np.array_equal(made[1].image, alone.image)
-        sampler.settings = FEW
-        other = sampler.make("dent", [(1, 0)])[0]
-        assert np.abs(other.image.astype(int) - alone.image).max() <= 1
+        """Nor does its company. Between sizes at most one grey value differs, by the order of floating-point sums."""
+        wanted = [(index, 0) for index in range(9)]
+        made = {}
+        for size in (1, 3, 8):
+            sampler.batch_size = size
+            made[size] = sampler.make("dent", wanted)
+            assert np.array_equal(sampler.make("dent", [(4, 0)])[0].image, made[size][4].image)
+        for size in (3, 8):
+            for one, other in zip(made[1], made[size], strict=True):
+                assert np.abs(one.image.astype(int) - other.image).max() <= 1
+                assert (one.mask != other.mask).mean() <= 0.01
+
+    def test_out_of_memory_halves_the_batch(self, sampler, monkeypatch):
+        """A stand-in for a GPU's memory that holds three images at once."""
+        sampler.batch_size, sizes, unet = 8, [], sampler.pipeline.unet.forward
+        wanted = [(index, 0) for index in range(5)]
+        whole = sampler.make("dent", wanted)
+
+        def forward(latents, *rest):
+            sizes.append(len(latents) // 2)
+            if len(latents) > 6:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return unet(latents, *rest)
+
+        monkeypatch.setattr(sampler.pipeline.unet, "forward", forward)
+        made = sampler.make("dent", wanted)
+        assert sorted(set(sizes), reverse=True) == [8, 4, 2] and sampler.batch_size == 2
+        assert not any(block._forward_hooks for block in sampler.pipeline.unet.up_blocks), "a recorder was left behind"
+        assert all(np.abs(a.image.astype(int) - b.image).max() <= 1 for a, b in zip(whole, made, strict=True))
+
+        def never(latents, *rest):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(sampler.pipeline.unet, "forward", never)
+        with pytest.raises(InputError, match="does not hold the making of one image"):
+            sampler.make("dent", wanted)
+
+    def test_the_automatic_batch_is_8_on_a_cpu(self, sampler):
+        rest = (sampler.pipeline, sampler.rmp, sampler.prompts, sampler.start)
+        automatic = PairSampler(*rest, GenerationSettings(), CPU, 0)
+        assert automatic.batch_size == 8
 
     def test_guidance_mixes_both_halves(self, sampler):
         plain = sampler.settings
@@ -242,6 +277,20 @@ class TestSampler:
         assert float(signal) == pytest.approx(0.098, abs=1e-3)
         assert abs(float(noise.mean())) < 0.35
         assert float(noise.std()) == pytest.approx(1, abs=0.2)
+
+    def test_the_release_begins_at_the_last_step_with_the_given_signal(self, sampler):
+        settings = FEW.model_copy(update={"first_timestep": "last", "initial_signal": 0.3})
+        released = PairSampler(sampler.pipeline, sampler.rmp, sampler.prompts, sampler.start, settings, CPU, 0)
+        assert released.first == released.timesteps[0] == 999
+        latents, (source,) = released._first_latents("dent", [(3, 0)])
+        random = torch_rng(0, "generation", "dent", 3, 0)
+        assert int(torch.randint(len(released.start.latents), (1,), generator=random)) == source
+        noise = torch.randn(latents.shape[1:], generator=random)
+        expected = 0.3 * released.start.latents[source] + (1 - 0.09) ** 0.5 * noise
+        assert torch.allclose(latents[0], expected, atol=1e-6)
+        assert PairSampler(
+            sampler.pipeline, sampler.rmp, sampler.prompts, sampler.start, FEW, CPU, 0
+        ).first == first_timestep(sampler.pipeline.scheduler.alphas_cumprod, FEW.initial_signal)
 
     def test_masks_are_the_mean_of_the_last_steps(self, sampler, monkeypatch):
         probabilities = iter([torch.full((2, 32, 32), p) for p in (0.1, 0.1, 0.5)])

@@ -1,12 +1,14 @@
 """The fine-tuning: prompts, attention maps, losses by value, new token rows, resume, loading."""
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
 from torch import nn
 
 from seas.data.settings import DataSettings
@@ -16,12 +18,13 @@ from seas.generator.attention import AttentionMaps, cross_attention_of, token_ma
 from seas.generator.batches import TrainingBatches
 from seas.generator.embeddings import NewRows, add_tokens, fold_tokens
 from seas.generator.losses import DecoupledAnomalyAlignmentLoss, masked_mse, min_max, valid_cells
-from seas.generator.pipeline import encode_prompts, load_pipeline, load_start_normals, tokenise
+from seas.generator.pipeline import encode_prompts, load_pipeline, load_start_normals, save_generator, tokenise
 from seas.generator.prompts import Prompts, token_ids, token_positions
 from seas.generator.settings import GeneratorSettings
 from seas.generator.train import GeneratorTrainer, prompts_of, train_generator, training_target
 from seas.seeding import torch_rng
 from seas.settings import ComputeSettings
+from seas.training import train
 
 CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
 SMALL = GeneratorSettings(
@@ -114,6 +117,33 @@ class TestAlignmentLoss:
         # anomaly map becomes 1 0 / 0 0, the normal map (.5 - .1) / .4 = 1 at the mask's cell
         assert self.terms(DecoupledAnomalyAlignmentLoss("min_max")) == pytest.approx((0.0, 1.0), abs=1e-6)
 
+    def test_min_max_over_the_whole_batch_as_the_release(self):
+        # anomaly maps .8 .1 / .1 .1 and .4 .1 / .1 .1: from .1 to .8 over both, the second map's peak becomes 3/7
+        second = maps_of([[[[0.5, 0.1], [0.2, 0.3]], [[0.4, 0.1], [0.1, 0.1]], [[0.4, 0.1], [0.1, 0.1]]]])[1]
+        maps = {1: torch.cat([self.MAPS[1], second])}
+        arguments = (maps, self.ANOMALY.repeat(2, 1), self.NORMAL.repeat(2, 1), self.MASK.repeat(2, 1, 1, 1))
+        jointly = DecoupledAnomalyAlignmentLoss("min_max_batch")(*arguments)
+        assert float(jointly[0]) == pytest.approx((4 / 7) ** 2 / 8)
+        assert float(DecoupledAnomalyAlignmentLoss("min_max")(*arguments)[0]) == pytest.approx(0, abs=1e-9)
+
+    def test_the_normal_token_on_all_but_the_mask(self):
+        loss = DecoupledAnomalyAlignmentLoss("none", "complement")
+        assert self.terms(loss) == pytest.approx((0.0175, 0))
+        # the normal map .5 .1 / .2 .3 against 0 1 / 1 1
+        expected = (0.25 + 0.81 + 0.64 + 0.49) / 4
+        assert float(loss.complement(self.MAPS, self.NORMAL, self.MASK)) == pytest.approx(expected)
+        # a normal image has no mask: against 1 everywhere
+        empty = torch.zeros_like(self.MASK)
+        assert float(loss.complement(self.MAPS, self.NORMAL, empty)) == pytest.approx((0.25 + 0.81 + 0.64 + 0.49) / 4)
+        both = {1: self.MAPS[1], 2: self.MAPS[1]}
+        assert float(loss.complement(both, self.NORMAL, self.MASK)) == pytest.approx(2 * expected)
+
+    def test_shares_of_all_but_the_mask(self):
+        # p = 1/3 in the three cells outside, q = .1, .2 and .3 of 1.1
+        expected = sum(np.log(1.1 / (3 * q)) / 3 for q in (0.1, 0.2, 0.3))
+        loss = DecoupledAnomalyAlignmentLoss("share", "complement")
+        assert float(loss.complement(self.MAPS, self.NORMAL, self.MASK)) == pytest.approx(expected, rel=1e-5)
+
     def test_empty_mask_is_no_nan(self):
         first, second = self.terms(DecoupledAnomalyAlignmentLoss("none"), mask=torch.zeros(1, 1, 2, 2))
         assert (first, second) == pytest.approx(((0.64 + 3 * 0.01) / 4, 0.0))
@@ -148,6 +178,26 @@ class TestAlignmentLoss:
             maps, self.ANOMALY.repeat(2, 1), self.NORMAL.repeat(2, 1), mask
         )
         assert (float(first), float(second)) == pytest.approx((np.log(1.1 / 0.8), 0.5 / 1.1), rel=1e-5)
+
+    def test_mass_by_hand(self):
+        # the anomaly tokens take 1.6 of the first cell, which is clipped, so the maps are halved: .8 .1 / .1 .1
+        maps = {1: self.MAPS[1] / 2}
+        expected = (-np.log(0.8) - np.log(0.9), 0.25**2)
+        assert self.terms(DecoupledAnomalyAlignmentLoss("mass"), maps=maps) == pytest.approx(expected, rel=1e-5)
+
+    def test_mass_weighs_a_small_mask_as_much_as_the_rest(self):
+        # −log a over .8 .1, −log(1 − a) over .1 .1
+        mask = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]])
+        first, _ = self.terms(DecoupledAnomalyAlignmentLoss("mass"), mask=mask, maps={1: self.MAPS[1] / 2})
+        assert first == pytest.approx(-np.log(0.8) / 2 - np.log(0.1) / 2 - np.log(0.9), rel=1e-5)
+
+    def test_mass_of_an_empty_and_of_a_full_mask_is_finite(self):
+        maps = {1: self.MAPS[1] / 2}
+        empty = self.terms(DecoupledAnomalyAlignmentLoss("mass"), mask=torch.zeros(1, 1, 2, 2), maps=maps)
+        assert empty == pytest.approx((-np.log(0.2) / 4 - 3 * np.log(0.9) / 4, 0), rel=1e-5)
+        full = self.terms(DecoupledAnomalyAlignmentLoss("mass", "elementwise"), mask=torch.ones(1, 1, 2, 2), maps=maps)
+        normal_squares = 0.25**2 + 0.05**2 + 0.1**2 + 0.15**2
+        assert full == pytest.approx((-np.log(0.8) / 4 - 3 * np.log(0.1) / 4, normal_squares / 4), rel=1e-5)
 
     def test_layers_are_summed(self):
         loss = DecoupledAnomalyAlignmentLoss("none")
@@ -404,6 +454,65 @@ class TestTraining:
         assert torch.equal(old, trainer.embeddings.table.weight) == (which == "new_rows")
         assert not torch.equal(new, trainer.embeddings.rows.detach())
 
+    def test_the_complement_of_either_kind_of_images(self, tiny_base, miniature):
+        found = {}
+        for kind, images in (("abnormal", slice(0, 2)), ("normal", slice(2, 4))):
+            changes = {"second_term": "complement", "complement_on": kind, "map_normalisation": "none"}
+            trainer = self.trainer(tiny_base, miniature, **changes)
+            losses, batch = trainer.losses(0), trainer.batches.batch(0)
+            expected = 0.0
+            for maps in trainer.maps.read(8, 8).values():
+                rest = 1 - torch.nn.functional.adaptive_max_pool2d(batch.mask, maps.shape[1])[:, 0]
+                of_images = [
+                    maps[k, :, :, int(trainer.normal_positions[batch.types[k]][0])] - rest[k]
+                    for k in range(images.start, images.stop)
+                ]
+                expected += float((torch.stack(of_images) ** 2).mean().detach())
+            found[kind] = float(losses["complement"].detach())
+            assert found[kind] == pytest.approx(expected, rel=1e-4)
+        assert found["abnormal"] != pytest.approx(found["normal"], rel=1e-3)
+
+    @pytest.mark.parametrize("option", ["gradient_checkpointing", "offload_optimizer"])
+    def test_options_for_small_cards_change_no_bit(self, tiny_base, miniature, option):
+        plain, saving = (
+            self.trainer(tiny_base, miniature, gradient_accumulation=2, **changes) for changes in ({}, {option: True})
+        )
+        computed = []
+        block = saving.pipeline.unet.down_blocks[0].resnets[0]
+        block.register_forward_pre_hook(lambda module, arguments: computed.append(module))
+        for step in range(2):
+            assert plain.update(step) == saving.update(step)
+        assert len(computed) == (8 if option == "gradient_checkpointing" else 4), "forward passes of a block"
+        for name, part in plain.state.items():
+            if name != "optimizer":
+                there = saving.state[name].state_dict()
+                assert all(torch.equal(value, there[key]) for key, value in part.state_dict().items())
+        moments, others = (trainer.optimizer.state_dict()["state"] for trainer in (plain, saving))
+        assert all(torch.equal(moments[k]["exp_avg"], others[k]["exp_avg"]) for k in moments)
+
+    def test_an_offloaded_optimizer_resumes(self, tiny_base, miniature, tmp_path):
+        whole, first, second = (self.trainer(tiny_base, miniature, offload_optimizer=True) for _ in range(3))
+        options = {"label": "test", "checkpoint_every": 2}
+        train(whole.update, 4, whole.state, working=tmp_path / "whole", **options)
+
+        def dies(step):
+            if step == 3:
+                raise KeyboardInterrupt
+            return first.update(step)
+
+        with pytest.raises(KeyboardInterrupt):
+            train(dies, 4, first.state, working=tmp_path / "resumed", **options)
+        train(second.update, 4, second.state, working=tmp_path / "resumed", **options)
+        weights = (trainer.pipeline.unet.state_dict().values() for trainer in (whole, second))
+        assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
+
+    @pytest.mark.parametrize(("decay", "share"), [("none", 1.0), ("cosine", 0.5)])
+    def test_both_rates_fall_along_half_a_cosine(self, tiny_base, miniature, decay, share):
+        trainer = self.trainer(tiny_base, miniature, learning_rate_decay=decay, updates_per_type=2)
+        trainer.update(3)  # of 2 updates for each of 3 types
+        rates = [group["lr"] for group in trainer.optimizer.param_groups]
+        assert rates == pytest.approx([share * SMALL.unet_learning_rate, share * SMALL.embedding_learning_rate])
+
     def trainer(self, tiny_base, miniature, **changes):
         pipeline, split = load_pipeline(tiny_base), pd.read_parquet(miniature.split)
         settings = SMALL.model_copy(update=changes)
@@ -481,6 +590,55 @@ class TestTraining:
             for a, b in zip(before.vae.state_dict().values(), after.vae.state_dict().values(), strict=True)
         )
 
+    def test_the_vae_is_the_bases_own_file(self, tiny_base, trained, tmp_path, monkeypatch):
+        name = "vae/diffusion_pytorch_model.safetensors"
+        assert (trained / name).stat().st_ino == (tiny_base / name).stat().st_ino
+
+        def refuses(*paths):
+            raise OSError("another disk")
+
+        monkeypatch.setattr(os, "link", refuses)
+        save_generator(load_pipeline(trained), tiny_base, tmp_path, half=False)
+        assert (tmp_path / name).read_bytes() == (tiny_base / name).read_bytes()
+        assert (tmp_path / name).stat().st_ino != (tiny_base / name).stat().st_ino
+
+    def test_in_half_precision_it_draws_the_same_images(self, tiny_base, trained, tmp_path):
+        whole = load_pipeline(trained)
+        save_generator(load_pipeline(trained), tiny_base, tmp_path, half=True)
+        for part in ("unet", "text_encoder"):
+            (file,) = (tmp_path / part).glob("*.safetensors")
+            with safe_open(file, "pt") as weights:
+                kinds = {weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118
+            assert kinds <= {"F16", "I64"} and "F16" in kinds
+        half = load_pipeline(tmp_path)
+        assert half.unet.dtype == torch.float32
+        prompts = Prompts.load(trained)
+        images = [
+            pipeline(
+                prompts.abnormal(prompts.types[0]),
+                num_inference_steps=3,
+                generator=torch.Generator().manual_seed(3),
+                output_type="np",
+                height=32,
+                width=32,
+            ).images
+            for pipeline in (whole, half)
+        ]
+        assert 0 < np.abs(images[0] - images[1]).max() < 0.02
+
+    def test_bf16_on_a_cpu_trains_and_saves_half(self, tiny_base, miniature, tmp_path):
+        compute = ComputeSettings(device="cpu", precision="bf16", threads=1)
+        settings = SMALL.model_copy(update={"updates_per_type": 1})
+        split, root, data = miniature.split, miniature.root, miniature.data
+        train_generator(tiny_base, split, root, settings, data, compute, 0, output=tmp_path / "washer")
+        (file,) = (tmp_path / "washer/unet").glob("*.safetensors")
+        with safe_open(file, "pt") as weights:
+            assert {weights.get_slice(key).get_dtype() for key in weights.keys()} == {"F16"}  # noqa: SIM118
+        assert np.isfinite(pd.read_parquet(tmp_path / "washer/losses.parquet")).all(None)
+        facts = json.loads((tmp_path / "washer/run.json").read_text())
+        assert facts["measured"]["updates"] >= 3 and facts["measured"]["update_seconds"] > 0
+        assert {"wall_seconds", "peak_memory_mib", "device", "versions", "commit"} <= set(facts)
+
     def test_the_folder_names_no_path_of_the_machine(self, tiny_base, trained):
         for path in trained.rglob("*.json"):
             assert str(tiny_base.parent) not in path.read_text(), path
@@ -501,6 +659,8 @@ def test_settings_refuse_what_has_no_meaning():
         GeneratorSettings(attention_layers=(2, 2))
     with pytest.raises(ValueError, match="'elementwise' has no meaning for shares"):
         GeneratorSettings(second_term="elementwise")
+    with pytest.raises(ValueError, match="'mass' needs map_softmax 'tokens'"):
+        GeneratorSettings(map_normalisation="mass", map_softmax="pixels")
 
 
 def test_settings_refuse_a_level_that_no_unet_has():

@@ -19,7 +19,7 @@ from seas import weights
 from seas.data.settings import DataSettings
 from seas.errors import InputError
 from seas.images import to_tensor, write_image, write_mask
-from seas.metrics import evaluate
+from seas.metrics import diversity, evaluate
 from seas.metrics.diversity import distances, ic_lpips
 from seas.metrics.evaluate import evaluate_product
 from seas.metrics.extractors import EfficientNetLite0, PaperExtractors, build_extractor
@@ -144,6 +144,32 @@ def test_the_cap_draws_members_by_the_seed():
     everyone = np.mean([(2**a - 2**b) ** 2 for a in range(8) for b in range(a)])
     assert value(8, 0) == value(None, 0) == pytest.approx(everyone)
     assert value(7, 0) != value(8, 0)
+
+
+@pytest.mark.parametrize("held", [1, 3, 7, 100])
+def test_blocks_bound_the_memory_and_change_no_value(monkeypatch, held):
+    """Blocks of ``held`` embeddings of 12 numbers; the expected values come from the direct formula in float64."""
+    draws = np.random.default_rng(0)
+    images, references = (draws.integers(0, 256, (n, 2, 2, 3), dtype=np.uint8) for n in (40, 9))
+    sizes = []
+
+    def embed(batch):
+        return torch.from_numpy(batch.reshape(len(batch), -1) / 255).float()
+
+    plain = diversity.distances
+    monkeypatch.setattr(diversity, "BLOCK_BYTES", held * 12 * 4)
+    monkeypatch.setattr(diversity, "distances", lambda a, b: sizes.append((len(a), len(b))) or plain(a, b))
+    found = ic_lpips(images, references, embed, cap=None, batch_size=2, seed=0)
+    assert max(max(pair) for pair in sizes) <= max(held, 2)
+    flat, centres = (part.reshape(len(part), -1) / 255 for part in (images, references))
+    nearest = ((flat[:, None] - centres) ** 2).sum(-1).argmin(1)
+    scores = []
+    for cluster in range(9):
+        members = flat[nearest == cluster]
+        pairs = [((a - b) ** 2).sum() for k, a in enumerate(members) for b in members[:k]]
+        scores += [np.mean(pairs)] if pairs else []
+    assert found.nonzero_mean == pytest.approx(np.mean(scores), rel=1e-5)
+    assert found.scored_clusters == len(scores) > 3
 
 
 def test_each_image_is_embedded_twice_at_most():

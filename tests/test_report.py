@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from seas.artifacts import Provenance, write_table, writing_folder
 from seas.generator.prompts import Prompts
 from seas.images import outlined
 from seas.report import parts, shots
+from seas.report.cost import cost
 from seas.report.figures import attention_overlay
+from seas.report.published import thinned
 from seas.report.runs import ReportedRun
 from seas.report.settings import ReportSettings
 from seas.report.tables import (
@@ -86,7 +89,7 @@ def write_split(root: Path, product: str, path: Path) -> None:
 
 def write_generation(folder: Path) -> None:
     rows = []
-    with artifact(folder, "generation", {"generation": {"threshold": 0.2}}) as partial:
+    with artifact(folder, "generation", {"generation": {"threshold": 0.2}, "wanted": {"dent": [0, 2]}}) as partial:
         for name in TYPES:
             for index in range(3):
                 image, mask = photograph(10 + index, name)
@@ -176,7 +179,14 @@ def write_arm(run: Path, products: list[str], arm: str, seed: int) -> dict[str, 
 def write_run(folder: Path, products: list[str], seed: int, dataset: str = "mvtec_ad") -> ReportedRun:
     run, root = folder / dataset / "seas" / f"seed{seed}", folder / "photographs"
     plain = dict(
-        dataset=dataset, experiment="seas", seed=seed, root=str(root), image_size=SIZE, fit="auto", all_shots="seas"
+        dataset=dataset,
+        experiment="seas",
+        seed=seed,
+        root=str(root),
+        image_size=SIZE,
+        fit="auto",
+        all_shots="seas",
+        variant="",
     )
     plain["products"] = {product: write_product(run, root, product) for product in products}
     plain["downstream"] = [write_arm(run, products, arm, seed) for arm in ARMS]
@@ -203,8 +213,7 @@ def report(runs, tmp_path_factory) -> Path:
         patch.setattr(parts, "load_pipeline", lambda folder: None)
         patch.setattr(parts, "token_attention", fake_attention)
         for name in ("first", "second"):
-            output, file = folder / name / "report", folder / name / "metrics.json"
-            write_report(runs, ReportSettings(examples_per_type=3), output=output, metrics_json=file)
+            write_report(runs, ReportSettings(examples_per_type=3), output=folder / name / "report")
     return folder
 
 
@@ -274,6 +283,21 @@ def test_comparison_with_the_paper_is_a_merge_on_its_columns(runs):
     assert row.difference == pytest.approx(71.0 - 93.43)
     assert set(compared.method) == {"seas"}
     assert "" not in set(compared["product"]), "a mean over two of fifteen products is not the paper's mean"
+
+
+def test_an_ablation_is_compared_with_its_own_row(runs):
+    ablation = [replace(run, experiment="tau_0.1", variant="tau_0.1") for run in runs]
+    results = collect([*runs, *ablation])
+    assert set(results[results.experiment == "tau_0.1"].variant) == {"tau_0.1"}
+    assert set(results[results.experiment == "seas"].variant) == {""}
+    products = sorted(set(paper_results().query("dataset == 'mvtec_ad'")["product"]) - {""})
+    means = over_seeds(results[(results["product"] == "") & (results.trained_on == "generated")])
+    every = [means, *(means.assign(product=product, variant="of a product") for product in products)]
+    compared = beside_paper(pd.concat(every))
+    row = one(compared, experiment="tau_0.1", level="pixel", metric="ap")
+    assert (row.paper, row.paper_table) == (65.33, 18)
+    assert one(compared, experiment="seas", level="pixel", metric="ap").paper == 69.21
+    assert "tau_0.1" in {cell for line in parts.paper_table(compared).rows for cell in line}
 
 
 def test_a_mean_over_all_products_of_the_paper_is_compared():
@@ -384,6 +408,41 @@ def test_page_says_what_the_numbers_are(report, runs):
             assert str(runs[0].root.parent) not in file.read_text()
 
 
+def test_cost_is_computed_from_what_the_runs_recorded(runs, report):
+    def facts(folder, **measured):
+        file = folder / "run.json"
+        known = json.loads(file.read_text())
+        known |= {"measured": measured, "device": "card", "peak_device_memory_mib": 20_000}
+        return file, json.dumps(known)
+
+    run = runs[0]
+    kept = {}
+    for results in run.products.values():
+        for folder, settings, measured in (
+            (results.generator, "generator", {"updates": 100, "update_seconds": 50.0}),
+            (results.rmp, "rmp", {"updates": 10, "update_seconds": 10.0}),
+            (results.generation, None, {"images": 4, "image_seconds": 2.0}),
+        ):
+            file, text = facts(folder, **measured)
+            kept[file] = file.read_text()
+            file.write_text(text)
+            if settings:
+                manifest = folder / "manifest.json"
+                kept[manifest] = manifest.read_text()
+                content = json.loads(kept[manifest])
+                content["settings"][settings]["updates_per_type"] = 1800
+                manifest.write_text(json.dumps(content))
+    table = cost([run]).table
+    for file, text in kept.items():
+        file.write_text(text)
+    # two products of two types: 2 · 3,600 updates of 0.5 s and of 1 s; half a second an image
+    expected = ["mvtec_ad", "seas", "0", "1", "2", "3", "500", "21", "card"]
+    assert table.rows[0] == expected
+    assert table.rows[-1][5:7] == ["73", "720"]
+    assert cost([run]).table.rows[0][3:7] == ["–"] * 4, "nothing was timed"
+    assert "Cost" in (report / "first/report/index.html").read_text()
+
+
 def test_the_same_results_give_the_same_report(report):
     files = sorted(file.relative_to(report / "first") for file in (report / "first").rglob("*") if file.is_file())
     assert files == sorted(
@@ -398,14 +457,33 @@ def test_pairs_that_two_experiments_share_are_shown_once(runs, tmp_path, monkeyp
     monkeypatch.setattr(parts, "load_pipeline", lambda folder: None)
     monkeypatch.setattr(parts, "token_attention", fake_attention)
     plain = vars(runs[0]) | {"experiment": "other", "downstream": []}
-    write_report(
-        [runs[0], ReportedRun(**plain)],
-        ReportSettings(),
-        output=tmp_path / "report",
-        metrics_json=tmp_path / "metrics.json",
-    )
+    write_report([runs[0], ReportedRun(**plain)], ReportSettings(), output=tmp_path / "report")
     assert len(list((tmp_path / "report").rglob("pairs_*.png"))) == 2
     assert "The pairs of bottle are those of mvtec_ad: seas." in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_what_git_keeps_of_the_results(report, runs):
+    kept = report / "first"
+    settings = json.loads((kept / "settings.json").read_text())["mvtec_ad"]["seas"]
+    assert settings["downstream"] == {"compute": {"threads": 1}, "downstream": {"updates": 100}, "stage_version": 1}
+    assert settings["generation"] == {"generation": {"threshold": 0.2}, "stage_version": 1}
+    names = sorted(str(path.relative_to(kept / "plots")) for path in (kept / "plots").rglob("*.csv"))
+    run = "mvtec_ad/seas/seed1"
+    assert f"losses/{run}/generator/carpet.csv" in names
+    assert f"precision_recall/{run}/downstream/bisenet_v2/real/all/bottle_pixel.csv" in names
+    # two seeds: two trainers of two products and three arms; three arms, two products, two levels
+    assert len(names) == 2 * (2 * 2 + 3) + 2 * 3 * 2 * 2
+    drawn = pd.read_csv(kept / "plots" / f"losses/{run}/generator/carpet.csv")
+    stored = pd.read_parquet(runs[1].products["carpet"].generator / "losses.parquet")
+    pd.testing.assert_frame_equal(drawn, stored, rtol=1e-5)
+
+
+def test_a_long_curve_is_drawn_from_means():
+    curve = pd.DataFrame({"step": np.arange(1, 1001), "loss": np.arange(1000) % 5})
+    drawn = thinned(curve)
+    assert len(drawn) == 200 and (drawn.loss == 2).all()
+    assert list(drawn.step[:2]) == [3, 8]
+    pd.testing.assert_frame_equal(thinned(curve.head(200)), curve.head(200))
 
 
 def scores_by_shots() -> pd.DataFrame:

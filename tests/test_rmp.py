@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from scipy.special import softmax
 
 from seas.artifacts import Provenance
@@ -408,6 +408,28 @@ class TestFeatures:
             assert torch.allclose(
                 previous_latents(scheduler, prediction, timesteps, latents), expected, rtol=1e-4, atol=1e-4
             )
+
+    @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+    @pytest.mark.parametrize("t", [0, 1, 120, 999])
+    def test_a_random_step_has_the_mean_and_deviation_of_ddpm(self, kind, t):
+        options = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+        scheduler = DDPMScheduler(**options, variance_type="fixed_small", prediction_type=kind)
+        latents, prediction = drawn(1, 4, 3, 3), drawn(1, 4, 3, 3, seed=1)
+        expected = scheduler.step(prediction, t, latents, generator=torch.Generator().manual_seed(7)).prev_sample
+        random = torch.Generator().manual_seed(7)
+        stepped = previous_latents(scheduler, prediction, torch.tensor([t]), latents, random)
+        assert torch.allclose(stepped, expected, rtol=1e-4, atol=1e-4)
+
+    def test_a_random_step_in_training_is_the_steps_own_latent_in_generation(self):
+        scheduler, t = DDIMScheduler(clip_sample=False), torch.tensor([40])
+        latents, prediction = drawn(1, 4, 3, 3), drawn(1, 4, 3, 3, seed=1)
+        assert torch.equal(latents_to_decode("stochastic", scheduler, prediction, t, latents), latents)
+        random = torch.Generator().manual_seed(0)
+        trained = latents_to_decode("stochastic", scheduler, prediction, t, latents, random=random)
+        assert not torch.equal(trained, previous_latents(scheduler, prediction, t, latents))
+        random = torch.Generator().manual_seed(0)
+        plain = latents_to_decode("x_prev", scheduler, prediction, t, latents, random=random)
+        assert torch.equal(plain, previous_latents(scheduler, prediction, t, latents))
 
     def test_each_image_has_its_own_timestep(self):
         scheduler = DDIMScheduler(clip_sample=False)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from test_config import SHIPPED, added_jobs
 
 from seas.config import load_workflow
 from seas.data.miniature import write_miniature
@@ -151,6 +152,11 @@ class TestRuns:
     def test_an_experiment_on_the_threshold_trains_no_generator_and_no_mask_branch(self, finished):
         file = changed(finished, experiments=["seas", "tau_0.1"])
         assert planned(finished, file) == {"generation": 1, "metrics": 1, "downstream": 1, "report": 1}
+
+    def test_the_shipped_experiments_together_plan_what_each_adds(self, finished):
+        expected = sum((Counter(added_jobs(experiment)) for experiment in SHIPPED), Counter(report=1))
+        expected["base_model"] = expected.pop("base")
+        assert planned(finished, changed(finished, experiments=SHIPPED)) == expected
 
     def test_one_product_is_rerun_by_naming_its_folder(self, finished):
         folder = "results/mine/seas/seed0/rmp/washer"

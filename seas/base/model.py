@@ -21,6 +21,7 @@ transformers_logging.disable_progress_bar()
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 CHANNELS_OF_A_GROUP = 8
 HEADS = 4
+NETWORKS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 
 
 def build_base(settings: BaseSettings, words: Sequence[str]) -> StableDiffusionPipeline:
@@ -84,18 +85,21 @@ def build_base(settings: BaseSettings, words: Sequence[str]) -> StableDiffusionP
     )
 
 
-def build_tokenizer(words: Sequence[str], length: int) -> CLIPTokenizer:
-    """A CLIP tokenizer for prompts of ``length`` tokens that knows each of ``words`` as one token and all else by letters."""
+def build_tokenizer(words: Sequence[str], length: int, size: int = 0) -> CLIPTokenizer:
+    """A CLIP tokenizer for prompts of ``length`` tokens that knows each of ``words`` as one token and all else by letters.
+
+    Symbols that no text has fill its vocabulary up to ``size``.
+    """
     letters = [chr(code) for code in range(33, 127)]
     merges = _merges(words)
     symbols = [
         *letters,
         *(letter + WORD_END for letter in letters),
         *(left + right for left, right in merges),
-        START,
-        END,
     ]
-    vocabulary = {symbol: number for number, symbol in enumerate(dict.fromkeys(symbols))}
+    known = dict.fromkeys(symbols)
+    unused = [f"<unused {number}>" for number in range(size - len(known) - 2)]
+    vocabulary = {symbol: number for number, symbol in enumerate([*known, *unused, START, END])}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
 
 
@@ -135,17 +139,31 @@ def load_base(folder: Path) -> StableDiffusionPipeline:
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             folder,
+            **{part: _network(kind, Path(folder) / part) for part, kind in NETWORKS.items()},
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
             local_files_only=True,
             dtype=torch.float32,
         )
+    except InputError:
+        raise
     except Exception as fault:
         raise InputError(f"the pipeline {folder} cannot be loaded: {' '.join(str(fault).split())}") from None
     for part in (pipeline, pipeline.unet, pipeline.vae):
         part.register_to_config(_name_or_path="")
     return pipeline
+
+
+def _network(kind: type, folder: Path) -> torch.nn.Module:
+    """One network, every weight of it from the folder: the libraries would draw a missing one at random."""
+    network, loaded = kind.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+    )
+    for which, sentence in (("missing_keys", "lacks the weight"), ("unexpected_keys", "holds the unknown weight")):
+        if keys := sorted(loaded[which]):
+            raise InputError(f"{folder} {sentence} {keys[0]} ({len(keys)} such in all)")
+    return network
 
 
 def training_target(scheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

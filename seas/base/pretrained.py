@@ -1,12 +1,15 @@
-"""A base that the user brings: what its folder must hold."""
+"""A base that the user brings: where it lies, and what its folder must hold. Nothing here loads a network."""
 
 import functools
 import json
 import math
-import struct
+import re
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from seas.errors import InputError
+from seas.weights import STABLE_DIFFUSION
 
 PARTS = {
     "unet": ("diffusion_pytorch_model",),
@@ -21,18 +24,50 @@ CONFIGS = (
     "scheduler/scheduler_config.json",
 )
 TOKENIZERS = ("tokenizer/vocab.json", "tokenizer/tokenizer.json")
+CLASSES = {
+    "_class_name": "StableDiffusionPipeline",
+    "unet": "UNet2DConditionModel",
+    "vae": "AutoencoderKL",
+    "text_encoder": "CLIPTextModel",
+}
+"""What model_index.json must name."""
+HUB_NAME = r"(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})"
+
+
+def find_base(pretrained: str) -> Path:
+    """The folder of a base that is given as a folder, or as ``owner/name@revision`` of the model hub.
+
+    A revision is the 40 digits of a commit. It is looked for in the hub's cache on this machine and never fetched:
+    jobs may run where there is no internet.
+
+    Raises InputError when the cache does not hold it.
+    """
+    match = re.fullmatch(HUB_NAME, pretrained)
+    if match is None:
+        return Path(pretrained)
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    repository, revision = match["repository"], match["revision"]
+    try:
+        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise InputError(
+            f"base.pretrained is '{pretrained}', which is not in the hub's cache {constants.HF_HUB_CACHE}; run "
+            f"`hf download {repository} --revision {revision}` on a machine with internet, or give a folder"
+        ) from None
 
 
 def check_base(folder: Path) -> None:
-    """Look at the names in a pipeline's folder, without loading it.
+    """Look at the names in a pipeline's folder, and at the classes that it names, without loading it.
 
-    Raises InputError that names the first missing file, or the folder, and where it was set.
+    Raises InputError that names the first missing file or wrong class, or the folder, and where it was set.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(
-            f"base.pretrained is '{folder}', which is no folder; put Stable Diffusion v1-4 in diffusers' layout there, "
-            "or set base.pretrained to null to train a small base"
+            f"base.pretrained is '{folder}', which is no folder; put Stable Diffusion v1-4 in diffusers' layout there "
+            f"(`{STABLE_DIFFUSION.download(folder)}`), or set base.pretrained to null to train a small base"
         )
     for config in CONFIGS:
         if not (folder / config).is_file():
@@ -43,23 +78,47 @@ def check_base(folder: Path) -> None:
         names = [file.name for file in (folder / part).iterdir()]
         if not any(name.startswith(stem) and name.endswith(".safetensors") for name in names for stem in stems):
             raise InputError(f"base.pretrained is '{folder}', which lacks {part}/{stems[0]}.safetensors")
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+        named = {part: index[part] if part == "_class_name" else index[part][1] for part in CLASSES}
+    except (ValueError, LookupError, TypeError):
+        raise InputError(f"base.pretrained is '{folder}', whose model_index.json is damaged") from None
+    for part, wanted in CLASSES.items():
+        if named[part] != wanted:
+            raise InputError(
+                f"base.pretrained is '{folder}', whose model_index.json gives {named[part]} as {part}; "
+                f"SeaS needs {wanted}"
+            )
+
+
+def check_stable_diffusion(folder: Path) -> None:
+    """See that the networks of a checked folder have as many parameters as those of Stable Diffusion v1-4.
+
+    Raises InputError for the first that has not.
+    """
+    for part, wanted in STABLE_DIFFUSION.parameters.items():
+        found = parameters(Path(folder) / part)
+        if found != wanted:
+            raise InputError(
+                f"the {part} of '{folder}' has {found:,} parameters, that of Stable Diffusion v1-4 {wanted:,}; "
+                "give another base.name to a base that is not Stable Diffusion v1-4"
+            )
 
 
 @functools.cache
-def count_parameters(folder: Path) -> int:
-    """The parameters in a folder's safetensors (of one of its files when they are variants), from the files' heads alone.
+def parameters(folder: Path) -> int:
+    """How many parameters the weights of one part have, read from the heads of its safetensors files.
 
-    Raises InputError when the folder has none, or one that cannot be read.
+    Raises InputError for a damaged file.
     """
-    counts = []
-    for path in sorted(folder.glob("*.safetensors")):
+    whole = [path for path in sorted(folder.glob("*.safetensors")) if path.stem in ("model", "diffusion_pytorch_model")]
+    total = 0
+    for path in whole or sorted(folder.glob("*-of-*.safetensors")):
         try:
-            with open(path, "rb") as file:
-                (length,) = struct.unpack("<Q", file.read(8))
-                head = json.loads(file.read(length))
-        except (OSError, ValueError, struct.error, MemoryError, OverflowError):
-            raise InputError(f"{path} is damaged: it is no safetensors file") from None
-        counts.append(sum(math.prod(entry["shape"]) for name, entry in head.items() if name != "__metadata__"))
-    if not counts:
-        raise InputError(f"{folder} holds no safetensors")
-    return max(counts)
+            with safe_open(path, "np") as file:
+                shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as fault:
+            raise InputError(f"{path} cannot be read: {fault}") from None
+        # SD v1-4 saves the numbers of the positions, which are no parameters.
+        total += sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith("position_ids"))
+    return total

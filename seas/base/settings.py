@@ -7,15 +7,22 @@ from pydantic import model_validator
 from seas.settings import StationSettings, setting
 
 STAGE_VERSION = 2
+PAPER_BASE = "sd_v1_4"
+"""The name of Stable Diffusion v1-4: a base that bears it must have its number of parameters."""
 
 
 class BaseSettings(StationSettings):
     """The Stable-Diffusion-shaped model that every generator starts from (Sec. 3.1)."""
 
-    name: str = setting("sd_v1_4", "name of the base in results/base/", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = setting(
+        PAPER_BASE,
+        "name of the base in results/base/; a base named sd_v1_4 must have Stable Diffusion v1-4's number of parameters",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+    )
     pretrained: str | None = setting(
         "models/stable-diffusion-v1-4",
-        "folder of a finished pipeline (diffusers' layout); none: the workflow trains a small one with the settings below",
+        "a finished pipeline in diffusers' layout: its folder, or owner/name@revision where the model hub's cache on this "
+        "machine holds it; null: the workflow trains a small one with the settings below",
         source="Sec. 4.1",
     )
     image_size: int = setting(

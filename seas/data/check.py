@@ -72,7 +72,10 @@ def _check_product(root: Path, layout: str, data: DataSettings, output: Path, pr
         ),
         ("lose more than half of it", [a.image for a in anomalies if a.pixels and a.inside < KEPT_OF_AN_ANOMALY]),
         ("lose some of several defects", [a.image for a in anomalies if a.pixels and a.lost]),
-        (f"keep a defect of fewer than {SMALL} pixels", [a.image for a in anomalies if 0 < a.pixels < SMALL]),
+        (
+            f"keep a defect of fewer than {SMALL} pixels (`seas windows` cuts photographs up)",
+            [a.image for a in anomalies if 0 < a.pixels < SMALL],
+        ),
         ("have a mask over most of the image (is it inverted?)", list(most.image)),
     ):
         if images:

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import label
 
-from seas.artifacts import read_table, write_table
+from seas.artifacts import Provenance, read_table, sha256, write_table
 from seas.data import mvtec_ad
 from seas.data.mvtec_ad import Sample, raise_faults
-from seas.data.settings import DataSettings
+from seas.data.settings import INDEX_STAGE_VERSION, SPLIT_STAGE_VERSION, DataSettings
 from seas.data.split import read_groups, split_samples
 from seas.errors import InputError
 from seas.images import Placement, fit, placement, read_image, read_mask
@@ -67,7 +67,8 @@ def index_product(root: Path, layout: str, product: str, *, output: Path) -> Non
 
     Raises InputError: one message with every fault of the product's files.
     """
-    write_table(index_samples(root, layout, product), output)
+    read = {"layout": layout, "fingerprint": READERS[layout].fingerprint(root, product)}
+    write_table(index_samples(root, layout, product), output, Provenance("index", INDEX_STAGE_VERSION, read, None, {}))
 
 
 class FittedAnomaly(NamedTuple):
@@ -133,4 +134,9 @@ def split_product(index: Path, settings: DataSettings, seed: int, *, root: Path,
             for image in cut
         ],
     )
-    write_table(split, output)
+    file = Path(root) / table["product"].iloc[0] / settings.groups if settings.groups else None
+    obeyed = {
+        "data": settings.model_dump(mode="json"),
+        "groups": sha256(file) if file and file.is_file() else None,
+    }
+    write_table(split, output, Provenance.of("split", SPLIT_STAGE_VERSION, obeyed, seed, {"index": index}))

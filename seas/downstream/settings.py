@@ -9,6 +9,14 @@ from seas.settings import StationSettings, setting
 STAGE_VERSION = 2
 
 Source = Literal["real", "crop_and_paste", "real+crop_and_paste", "generated", "real+generated"]
+TREES: dict[str, tuple[str, ...]] = {
+    "real": (),
+    "crop_and_paste": ("crop_and_paste",),
+    "real+crop_and_paste": ("crop_and_paste",),
+    "generated": ("generation",),
+    "real+generated": ("generation",),
+}
+"""The stages whose pairs each source trains on."""
 
 
 class DownstreamSettings(StationSettings):

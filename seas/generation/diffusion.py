@@ -3,23 +3,27 @@
 import json
 import os
 import shutil
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from seas.artifacts import Provenance, read_table, working_folder, write_json, writing_folder
+from seas.artifacts import MEASURED, Provenance, read_table, working_folder, write_json, writing_folder
 from seas.errors import InputError
 from seas.generation.sampler import PairSampler
 from seas.generation.settings import STAGE_VERSION, GenerationSettings
 from seas.generation.tree import TABLE, write_generated, write_images_table
 from seas.generator.pipeline import load_pipeline, load_start_normals
-from seas.generator.prompts import Prompts
+from seas.generator.prompts import Prompts, models_of
 from seas.rmp.train import load_rmp
 from seas.settings import ComputeSettings
 from seas.training import prepare_device, progress
 
 FINISHED_BATCHES = "[0-9]*.json"
 """The records of finished batches; what a killed write left of one begins with a dot."""
+WRITERS = 2
+"""Threads that compress and write images."""
 
 
 def generate_product(
@@ -64,7 +68,7 @@ def merge_shards(
 
 
 def _wanted(generator: Path, settings: GenerationSettings) -> dict[str, range]:
-    types = Prompts.load(generator).types
+    types = [name for model in models_of(generator) for name in Prompts.load(model).types]
     return {name: range(settings.pairs_per_type) for name in types} | {"good": range(settings.normals)}
 
 
@@ -110,18 +114,27 @@ def generate_tree(
     device = prepare_device(compute)
     provenance = _provenance(generator, rmp, wanted, settings, compute, seed)
 
-    prompts = Prompts.load(generator)
+    models = models_of(generator)
+    known = {name: model for model in models for name in Prompts.load(model).types}
     for name in wanted:
-        if name != "good":
-            prompts.abnormal(name)
+        if name != "good" and name not in known:
+            Prompts.load(models[0]).abnormal(name)
     if rmp is None and set(wanted) != {"good"}:
         raise InputError("masks need the mask branch; name the folder of a finished rmp")
-    pipeline = load_pipeline(generator, device)
-    network = load_rmp(rmp, pipeline, device) if rmp else None
-    sampler = PairSampler(pipeline, network, prompts, load_start_normals(generator), settings, compute, seed)
     pieces = working_folder(output, provenance)
-    for name, indices in wanted.items():
-        _make(sampler, name, indices, pieces, f"generation {prompts.product} {name}")
+    for number, model in enumerate(models):
+        prompts = Prompts.load(model)
+        # Models of single types share the normals.
+        shares = {name: indices for name, indices in wanted.items() if known.get(name) == model}
+        shares |= {"good": [index for index in wanted.get("good", ()) if index % len(models) == number]}
+        if not any(map(len, shares.values())):
+            continue
+        pipeline = load_pipeline(model, device)
+        branch = rmp if model == generator or rmp is None else rmp / model.name
+        network = load_rmp(branch, pipeline, device) if branch else None
+        sampler = PairSampler(pipeline, network, prompts, load_start_normals(model), settings, compute, seed)
+        for name, indices in shares.items():
+            _make(sampler, name, indices, pieces, f"generation {prompts.product} {name}")
     rows = [
         row for file in sorted((pieces / "records").rglob(FINISHED_BATCHES)) for row in json.loads(file.read_text())
     ]
@@ -131,22 +144,36 @@ def generate_tree(
 
 
 def _make(sampler: PairSampler, anomaly_type: str, indices: Sequence[int], pieces: Path, label: str) -> None:
+    """Make the images that no record counts as done; threads write a batch while the next one is made."""
     records = pieces / "records" / anomaly_type
     done = {row["index"] for file in records.glob(FINISHED_BATCHES) for row in json.loads(file.read_text())}
     waiting = deque((index, 0) for index in indices if index not in done)
     bar = progress(range(len(waiting)), label, done=len(indices) - len(waiting))
     next(bar, None)
-    settings = sampler.settings
-    while waiting:
-        batch = [waiting.popleft() for _ in range(min(settings.batch_size, len(waiting)))]
-        rows = []
-        for (index, attempt), made in zip(batch, sampler.make(anomaly_type, batch), strict=True):
-            empty = anomaly_type != "good" and not made.mask.any()
-            if empty and settings.empty_mask == "redraw" and attempt < settings.redraws:
-                waiting.append((index, attempt + 1))
-                continue
-            facts = {"source_normal": made.source_normal, "draws": attempt + 1}
-            rows.append(write_generated(pieces / "tree", anomaly_type, index, made.image, made.mask, **facts))
-            next(bar, None)
-        if rows:
-            write_json(rows, records / f"{rows[0]['index']:06d}.json")
+    settings, started = sampler.settings, time.monotonic()
+    MEASURED["images"] += len(waiting)
+    with ThreadPoolExecutor(WRITERS) as writers:
+        written: list[Future] = []
+        while waiting:
+            batch = [waiting.popleft() for _ in range(min(sampler.batch_size, len(waiting)))]
+            made_now = sampler.make(anomaly_type, batch)
+            _record(written, records)
+            written = []
+            for (index, attempt), made in zip(batch, made_now, strict=True):
+                empty = anomaly_type != "good" and not made.mask.any()
+                if empty and settings.empty_mask == "redraw" and attempt < settings.redraws:
+                    waiting.append((index, attempt + 1))
+                    continue
+                facts = {"source_normal": made.source_normal, "draws": attempt + 1}
+                pair = (anomaly_type, index, made.image, made.mask)
+                written.append(writers.submit(write_generated, pieces / "tree", *pair, **facts))
+                next(bar, None)
+        _record(written, records)
+    MEASURED["image_seconds"] += time.monotonic() - started
+
+
+def _record(written: Sequence[Future], records: Path) -> None:
+    """Count a batch as done, once all its files are there."""
+    rows = [future.result() for future in written]
+    if rows:
+        write_json(rows, records / f"{rows[0]['index']:06d}.json")

@@ -1,6 +1,7 @@
 """From a noised normal to an image and its mask (Sec. 3.3)."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import numpy as np
@@ -73,17 +74,33 @@ class PairSampler:
         """``rmp`` may be None when only normals are made."""
         self.pipeline, self.rmp, self.prompts, self.start = pipeline, rmp, prompts, start
         self.settings, self.compute, self.seed = settings, compute, seed
-        self.first = first_timestep(pipeline.scheduler.alphas_cumprod, settings.initial_signal)
+        self.batch_size = settings.images_at_once(compute.device)
+        signals = pipeline.scheduler.alphas_cumprod
+        begins_last = settings.first_timestep == "last"
+        self.first = len(signals) - 1 if begins_last else first_timestep(signals, settings.initial_signal)
         self.timesteps = timesteps_from(self.first, settings.steps)
 
-    @torch.no_grad()
     def make(self, anomaly_type: str, wanted: Sequence[tuple[int, int]]) -> list[Generated]:
         """The images of ``wanted``, pairs of (index, try); ``anomaly_type`` "good" makes normals, with an empty mask.
 
         At most ``batch_size`` at once: a smaller batch is filled up, so that an image's bits do not depend on its company.
+        Where the device's memory does not hold that many, ``batch_size`` is halved from then on.
         """
+        while True:
+            try:
+                batches = [wanted[k : k + self.batch_size] for k in range(0, len(wanted), self.batch_size)]
+                return [made for batch in batches for made in self._make(anomaly_type, batch)]
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise InputError("the device's memory does not hold the making of one image") from None
+            self.batch_size //= 2
+            torch.cuda.empty_cache()
+            print(f"out of memory: {self.batch_size} images at once from here on", flush=True)
+
+    @torch.no_grad()
+    def _make(self, anomaly_type: str, wanted: Sequence[tuple[int, int]]) -> list[Generated]:
         settings, pipeline = self.settings, self.pipeline
-        filled = [*wanted, *([wanted[-1]] * (settings.batch_size - len(wanted)))]
+        filled = [*wanted, *([wanted[-1]] * (self.batch_size - len(wanted)))]
         latents, sources = self._first_latents(anomaly_type, filled)
         normal = anomaly_type == "good"
         prompt = self.prompts.normal() if normal else self.prompts.abnormal(anomaly_type)
@@ -92,19 +109,20 @@ class PairSampler:
             context = encode_prompts(pipeline, [text for text in prompts for _ in filled])
         scheduler = sampling_scheduler(pipeline.scheduler.config, settings.sampler)
         scheduler.set_timesteps(timesteps=self.timesteps, device=pipeline.device)
-        features = None if normal else UnetFeatures(pipeline.unet, self.rmp.settings.unet_blocks)
         masks: list[Tensor] = []
-        for number, timestep in enumerate(scheduler.timesteps):
-            with autocast(self.compute):
-                output = pipeline.unet(latents.repeat(len(prompts), 1, 1, 1), timestep, context).sample.float()
-            conditional = output[-len(filled) :]
-            if features and number >= settings.steps - settings.mask_steps:
-                masks.append(self._mask(features, latents, conditional, timestep))
-            unconditional = output[: len(filled)]
-            guided = unconditional + settings.guidance * (conditional - unconditional)
-            latents = scheduler.step(guided, timestep, latents).prev_sample
-        if features:
-            features.remove()
+        with ExitStack() as hooks:
+            features = None if normal else UnetFeatures(pipeline.unet, self.rmp.settings.unet_blocks)
+            if features:
+                hooks.callback(features.remove)
+            for number, timestep in enumerate(scheduler.timesteps):
+                with autocast(self.compute):
+                    output = pipeline.unet(latents.repeat(len(prompts), 1, 1, 1), timestep, context).sample.float()
+                conditional = output[-len(filled) :]
+                if features and number >= settings.steps - settings.mask_steps:
+                    masks.append(self._mask(features, latents, conditional, timestep))
+                unconditional = output[: len(filled)]
+                guided = unconditional + settings.guidance * (conditional - unconditional)
+                latents = scheduler.step(guided, timestep, latents).prev_sample
         with autocast(self.compute):
             images = to_uint8(pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample)
         anomalous = np.zeros(images.shape[:3], bool)
@@ -113,11 +131,9 @@ class PairSampler:
         return [self._cut(images[k], anomalous[k], sources[k]) for k in range(len(wanted))]
 
     def _first_latents(self, anomaly_type: str, wanted: Sequence[tuple[int, int]]) -> tuple[Tensor, list[int]]:
-        signal = (
-            self.pipeline.scheduler.alphas_cumprod[self.first].sqrt()
-            if self.settings.initial_signal
-            else torch.tensor(0.0)
-        )
+        signal = torch.tensor(self.settings.initial_signal)
+        if self.settings.initial_signal and self.settings.first_timestep == "of_signal":
+            signal = self.pipeline.scheduler.alphas_cumprod[self.first].sqrt()
         latents, sources = [], []
         for index, attempt in wanted:
             random = torch_rng(self.seed, "generation", anomaly_type, index, attempt)

@@ -1,13 +1,15 @@
 """Settings of the generation of image–mask pairs and normals."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from seas.settings import StationSettings, setting
 
 STAGE_VERSION = 2
 CROP_AND_PASTE_STAGE_VERSION = 1
+AUTOMATIC = {"cpu": 8, "cuda": 64}
+"""Images made at once where batch_size is auto; on a GPU the number is halved until they fit into its memory."""
 
 
 class GenerationSettings(StationSettings):
@@ -32,13 +34,23 @@ class GenerationSettings(StationSettings):
         ge=0,
         lt=1,
     )
+    first_timestep: Literal["of_signal", "last"] = setting(
+        "of_signal",
+        "where the steps begin: at the timestep whose √ᾱ is initial_signal, or at the last whatever the signal",
+        source="ours; released code: last",
+    )
     threshold: float = setting(0.2, "mask threshold τ on the anomaly's probability", source="Tab. 18", gt=0, lt=1)
     mask_steps: int = setting(3, "last steps whose predicted masks are averaged", unit="steps", source="Sec. A.2", ge=1)
     empty_mask: Literal["redraw", "keep"] = setting(
         "redraw", "what is done with a pair whose mask is empty", source="ours"
     )
     redraws: int = setting(4, "further tries for a pair whose mask is empty, before it is kept", source="ours", ge=0)
-    batch_size: int = setting(8, "images made at once", unit="images", source="ours", ge=1)
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, strict=True)] = setting(
+        "auto",
+        "images made at once; auto: 8 on the CPU, on a GPU as many as its memory holds, found by halving 64",
+        unit="images",
+        source="ours",
+    )
     shards: int = setting(
         1,
         "jobs that share a product's images; the images are the same for any number",
@@ -46,6 +58,10 @@ class GenerationSettings(StationSettings):
         source="ours",
         ge=1,
     )
+
+    def images_at_once(self, device: str) -> int:
+        """The most images of a batch on a device, "cpu" or "cuda"."""
+        return AUTOMATIC[device] if self.batch_size == "auto" else self.batch_size
 
     def of_an_image(self) -> dict[str, Any]:
         """What an image obeys, as plain values: not how many jobs share the work."""

@@ -42,6 +42,13 @@ class Batch(NamedTuple):
         """(B,) of booleans."""
         return torch.tensor([name != "good" for name in self.types])
 
+    def only(self, *, abnormal: bool) -> "Batch":
+        """The abnormal or the normal images alone."""
+        kept = self.is_abnormal == abnormal
+        chosen = kept.nonzero().flatten().tolist()
+        texts = ([values[k] for k in chosen] for values in (self.prompts, self.types))
+        return Batch(self.latents[kept], self.mask[kept], self.valid[kept], *texts)
+
 
 class _Encoded(NamedTuple):
     rows: pd.DataFrame

@@ -26,7 +26,7 @@ class NewRows(nn.Module):
 
 
 def add_tokens(pipeline: StableDiffusionPipeline, prompts: Prompts, *, normal_word: str, anomaly_word: str) -> NewRows:
-    """Teach the tokenizer the prompts' tokens and give the text encoder their rows, each starting as a known word.
+    """Teach the tokenizer the prompts' learned tokens and give the text encoder their rows, each starting as a known word.
 
     Raises InputError when the tokenizer does not know a start word.
     """
@@ -38,7 +38,7 @@ def add_tokens(pipeline: StableDiffusionPipeline, prompts: Prompts, *, normal_wo
     }
     tokenizer.add_tokens(prompts.tokens)
     rows = [start[normal_word if token in prompts.normal_tokens else anomaly_word] for token in prompts.tokens]
-    new_rows = NewRows(table, torch.stack(rows))
+    new_rows = NewRows(table, torch.stack(rows) if rows else table.weight.new_empty(0, table.weight.shape[1]))
     text_encoder.set_input_embeddings(new_rows)
     return new_rows
 

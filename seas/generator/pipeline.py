@@ -1,6 +1,8 @@
 """A finished generator, loaded: the pipeline, its learned tokens, and the normals that generation starts from."""
 
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +18,7 @@ from seas.errors import InputError
 
 START_LATENTS = "start_latents.safetensors"
 START_NAMES = "start_normals.json"
+VAE_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class StartNormals(NamedTuple):
@@ -40,6 +43,24 @@ def load_pipeline(folder: Path, device: torch.device | str = "cpu") -> StableDif
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.eval().requires_grad_(False)
     return pipeline
+
+
+def save_generator(pipeline: StableDiffusionPipeline, base: Path, folder: Path, *, half: bool) -> None:
+    """Write a fine-tuned pipeline, ``half`` in fp16 (U-Net and text encoder then are in fp16 themselves).
+
+    The VAE's weights, which no update changes, are the base's own file: a hard link where the disk allows it.
+    """
+    if half:
+        pipeline.unet.half()
+        pipeline.text_encoder.half()
+    pipeline.save_pretrained(folder)
+    for unchanged in sorted((Path(base) / "vae").glob(VAE_WEIGHTS)):
+        saved = folder / "vae" / unchanged.name
+        saved.unlink()
+        try:
+            os.link(unchanged.resolve(), saved)
+        except OSError:
+            shutil.copyfile(unchanged, saved)
 
 
 def tokenise(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> Tensor:

@@ -1,6 +1,7 @@
 """The Unbalanced Abnormal prompt (Sec. 3.2): one normal token a product, several anomaly tokens a type."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,16 +16,23 @@ FILE = "prompts.json"
 
 @dataclass(frozen=True)
 class Prompts:
-    """The learned tokens of one product and the prompts that they make.
+    """The tokens of one product and the prompts that they make.
 
-    The order of ``anomaly_tokens`` is the product's numbering of its types. It is saved with the
-    generator, and whoever uses the generator reads it from there.
+    ``learned``: the tokens are new ones whose embeddings train; else they are words of the base (the typical prompt
+    of Tab. 5), and all types share one prompt. The order of ``anomaly_tokens`` is the product's numbering of its
+    types. It is saved with the generator, and whoever uses the generator reads it from there.
     """
 
     product: str
     normal_tokens: list[str]
     anomaly_tokens: dict[str, list[str]]
     commas: bool
+    learned: bool = True
+
+    @classmethod
+    def typical(cls, product: str, types: Sequence[str], *, anomaly_word: str) -> "Prompts":
+        """``a photo of a {product} with defect``: fixed words, whatever the type."""
+        return cls(product, re.split(r"[\W_]+", product), {name: [anomaly_word] for name in types}, False, False)
 
     @classmethod
     def of(cls, product: str, types: Sequence[str], *, normal: int, anomaly: int, commas: bool) -> "Prompts":
@@ -44,11 +52,13 @@ class Prompts:
     @property
     def tokens(self) -> list[str]:
         """Every learned token, the normal ones first."""
+        if not self.learned:
+            return []
         return self.normal_tokens + [token for tokens in self.anomaly_tokens.values() for token in tokens]
 
     def normal(self) -> str:
         """The prompt of a normal image, ``a <ob>``."""
-        return "a " + self._joined(self.normal_tokens)
+        return ("a " if self.learned else "a photo of a ") + self._joined(self.normal_tokens)
 
     def abnormal(self, anomaly_type: str) -> str:
         """The prompt of an image with a defect of this type, ``a <ob> with <df>, <df>, <df>, <df>``.
@@ -77,14 +87,20 @@ class Prompts:
         try:
             saved = json.loads((Path(folder) / FILE).read_text())
             tokens = {name: saved["anomaly_tokens"][name] for name in saved["types"]}
-            return cls(saved["product"], saved["normal_tokens"], tokens, saved["commas"])
+            return cls(saved["product"], saved["normal_tokens"], tokens, saved["commas"], saved["learned"])
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(f"{folder} is no finished generator: {FILE} is missing or damaged") from None
 
 
+def models_of(generator: Path) -> list[Path]:
+    """The folders of a generator's pipelines: itself, or one for each type where the types were trained apart."""
+    apart = sorted(path.parent for path in Path(generator).glob(f"*/{FILE}"))
+    return [Path(generator)] if (Path(generator) / FILE).exists() or not apart else apart
+
+
 def token_ids(tokenizer: CLIPTokenizer, tokens: Sequence[str]) -> list[int]:
-    """The ids of the learned tokens."""
-    return list(tokenizer.convert_tokens_to_ids(list(tokens)))
+    """The ids of the tokens: one of each learned one, one or more of a word."""
+    return [number for token in tokens for number in tokenizer(token, add_special_tokens=False).input_ids]
 
 
 def token_positions(input_ids: list[int], wanted: Sequence[int]) -> list[int]:
@@ -98,4 +114,9 @@ def token_positions(input_ids: list[int], wanted: Sequence[int]) -> list[int]:
             f"{len(missing)} learned tokens do not fit into the text encoder's {len(input_ids)} positions; "
             "lower generator.anomaly_tokens or generator.normal_tokens"
         )
-    return [input_ids.index(token) for token in wanted]
+    positions: list[int] = []
+    for token in wanted:
+        after = positions[-1] + 1 if positions else len(input_ids)
+        # A word of several ids stands in one place; an id may stand elsewhere, too.
+        positions.append(after if input_ids[after : after + 1] == [token] else input_ids.index(token))
+    return positions

@@ -6,12 +6,27 @@ from pydantic import model_validator
 
 from seas.settings import StationSettings, setting
 
-STAGE_VERSION = 3
+STAGE_VERSION = 5
 
 
 class GeneratorSettings(StationSettings):
     """Separation and Sharing fine-tuning (Sec. 3.2)."""
 
+    prompt: Literal["unbalanced", "typical"] = setting(
+        "unbalanced",
+        "a <ob> with <df>…, whose tokens are learned, or a photo of a {product} with {anomaly_word}, whose are not",
+        source="Sec. 3.2, Tab. 5",
+    )
+    mixed_training: bool = setting(
+        True,
+        "one model for all types of a product; else one for each type, its mask branch, too",
+        source="Sec. 3.2, Tab. 5",
+    )
+    schedule: Literal["mixed", "abnormal_then_normal", "normal_then_abnormal"] = setting(
+        "mixed",
+        "images of a batch: both kinds, or one kind in the first half of the updates and the other in the second",
+        source="Sec. 3.2, Tab. 12; the halves: ours",
+    )
     anomaly_tokens: int = setting(4, "learned anomaly tokens <df> of each type (N)", source="Sec. 3.2, Tab. 9", ge=1)
     normal_tokens: int = setting(1, "learned normal tokens <ob> of the product (N')", source="Sec. 3.2, Tab. 9", ge=1)
     prompt_commas: bool = setting(
@@ -34,8 +49,11 @@ class GeneratorSettings(StationSettings):
         2, "abnormal images of a batch, any types mixed", source="Sec. A.2", unit="images", ge=1
     )
     normal_per_batch: int = setting(2, "normal images of a batch", source="Sec. A.2", unit="images", ge=1)
-    unet_learning_rate: float = setting(4e-6, "AdamW's constant rate for the U-Net", source="Sec. A.2", gt=0)
-    embedding_learning_rate: float = setting(4e-5, "AdamW's constant rate for the embeddings", source="Sec. A.2", gt=0)
+    unet_learning_rate: float = setting(4e-6, "AdamW's rate for the U-Net", source="Sec. A.2", gt=0)
+    embedding_learning_rate: float = setting(4e-5, "AdamW's rate for the embeddings", source="Sec. A.2", gt=0)
+    learning_rate_decay: Literal["none", "cosine"] = setting(
+        "none", "course of both rates: constant, or down to 0 along half a cosine", source="Sec. A.2; cosine: ours"
+    )
     weight_decay: float = setting(0.01, "AdamW's decay", source="released code", ge=0)
     attention_layers: tuple[int, ...] = setting(
         (2, 3),
@@ -45,17 +63,31 @@ class GeneratorSettings(StationSettings):
     map_softmax: Literal["tokens", "pixels"] = setting(
         "tokens", "direction of the softmax of the maps in the DA loss", source="Eq. 2; released code: pixels"
     )
-    map_normalisation: Literal["none", "min_max", "share"] = setting(
+    map_normalisation: Literal["none", "min_max", "min_max_batch", "share", "mass"] = setting(
         "share",
         "scaling of each image's map before it meets the mask; share (ours) compares shares of the attention, since a tiny mask "
-        "is nearly satisfied by one hot cell under min_max",
-        source="ours; Eq. 3 to the letter: none; released code: min_max over its batch",
+        "is nearly satisfied by one hot cell under min_max; mass (ours) is the cross-entropy of what the tokens take together",
+        source="ours; Eq. 3 to the letter: none; released code: min_max_batch",
     )
-    second_term: Literal["masked_mean", "elementwise", "none"] = setting(
-        "masked_mean", "second term of the DA loss: mean over the mask's cells, or over all cells", source="Eq. 3; ours"
+    second_term: Literal["masked_mean", "elementwise", "complement", "none"] = setting(
+        "masked_mean",
+        "second term of the DA loss: mean over the mask's cells, or over all cells; complement: none, but L_ob gets "
+        "the distance of the normal token's map from the mask's complement",
+        source="Eq. 3; ours; complement: Eq. 9, Tab. 10",
+    )
+    complement_on: Literal["abnormal", "normal"] = setting(
+        "abnormal", "images of the term that second_term: complement adds to L_ob", source="ours; the paper is silent"
     )
     da_weight: float = setting(1.0, "weight of the Decoupled Anomaly Alignment loss", source="Eq. 4", ge=0)
     normal_weight: float = setting(1.0, "weight of the Normal-image Alignment loss", source="Eq. 5", ge=0)
+    gradient_checkpointing: bool = setting(
+        False,
+        "recompute the U-Net's activations in the backward pass, which needs less memory and more time",
+        source="ours",
+    )
+    offload_optimizer: bool = setting(
+        False, "keep gradients, moments and master weights in the CPU's memory and update there", source="ours"
+    )
     checkpoint_every: int = setting(400, "updates between two checkpoints", unit="updates", source="ours", ge=1)
 
     @model_validator(mode="after")
@@ -64,6 +96,14 @@ class GeneratorSettings(StationSettings):
             raise ValueError(f"attention_layers is {list(self.attention_layers)}; give one or more of 1, 2, 3, 4")
         if len(set(self.attention_layers)) < len(self.attention_layers):
             raise ValueError(f"attention_layers is {list(self.attention_layers)}; name each level once")
+        return self
+
+    @model_validator(mode="after")
+    def _mass_is_of_tokens(self) -> "GeneratorSettings":
+        if self.map_normalisation == "mass" and self.map_softmax != "tokens":
+            raise ValueError(
+                "map_normalisation 'mass' needs map_softmax 'tokens': over pixels no cell's attention is shared"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,23 +1,27 @@
 """Separation and Sharing fine-tuning of a base on one product (Sec. 3.2)."""
 
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor
 
-from seas.artifacts import Provenance, read_table, working_folder, write_table, writing_folder
+from seas.artifacts import Provenance, read_table
 from seas.base.model import training_target
 from seas.data.settings import DataSettings
 from seas.generator.attention import AttentionMaps
 from seas.generator.batches import Batch, TrainingBatches
 from seas.generator.embeddings import add_tokens, fold_tokens
 from seas.generator.losses import DecoupledAnomalyAlignmentLoss, masked_mse, valid_cells
-from seas.generator.pipeline import load_pipeline, save_start_normals, tokenise
+from seas.generator.pipeline import load_pipeline, save_generator, save_start_normals, tokenise
 from seas.generator.prompts import Prompts, token_ids, token_positions
 from seas.generator.settings import STAGE_VERSION, GeneratorSettings
 from seas.seeding import torch_rng
 from seas.settings import ComputeSettings
-from seas.training import accumulated_update, autocast, prepare_device, train
+from seas.training import OffloadedAdamW, accumulated_update, autocast, prepare_device, train, write_trained
 
 
 def train_generator(
@@ -35,7 +39,8 @@ def train_generator(
     """Fine-tune the base on the split's shots and normals, and write the generator's folder.
 
     The folder is what ``StableDiffusionPipeline.from_pretrained`` loads, with prompts.json (the learned
-    tokens), the encoded training normals and losses.parquet beside the pipeline's parts.
+    tokens), the encoded training normals and losses.parquet beside the pipeline's parts. Trained in bf16, it is saved
+    in fp16. Without ``mixed_training`` it holds such a folder for each type.
 
     Raises InputError for a base that cannot be loaded or does not fit the settings.
     """
@@ -45,50 +50,71 @@ def train_generator(
         for name, part in (("generator", settings), ("data", data), ("compute", compute))
     }
     provenance = Provenance.of("generator", STAGE_VERSION, obeyed, seed, {"base": base, "split": split})
-    working = working_folder(output, provenance)
-
     samples = read_table(split)
-    pipeline = load_pipeline(base, device)
-    prompts = prompts_of(samples, settings)
-    batches = TrainingBatches(
-        samples,
-        root,
-        data,
-        pipeline.vae,
-        prompts,
-        seed=seed,
-        abnormal_per_batch=settings.abnormal_per_batch,
-        normal_per_batch=settings.normal_per_batch,
-    )
-    trainer = GeneratorTrainer(pipeline, prompts, batches, settings, compute, seed)
-    losses = train(
-        trainer.update,
-        settings.updates_per_type * len(prompts.types),
-        trainer.state,
-        working=working,
-        label=f"generator {prompts.product}",
-        checkpoint_every=settings.checkpoint_every,
-        tensorboard=tensorboard,
-    )
-    trainer.finish()
-    with writing_folder(output, provenance) as folder:
-        pipeline.save_pretrained(folder)
-        prompts.save(folder)
-        save_start_normals(batches.start_normals(), folder)
-        write_table(losses, folder / "losses.parquet")
+
+    def trained(rows: pd.DataFrame, working: Path) -> Callable[[Path], pd.DataFrame]:
+        pipeline = load_pipeline(base, device)
+        prompts = prompts_of(rows, settings)
+        batches = TrainingBatches(
+            rows,
+            root,
+            data,
+            pipeline.vae,
+            prompts,
+            seed=seed,
+            abnormal_per_batch=settings.abnormal_per_batch,
+            normal_per_batch=settings.normal_per_batch,
+        )
+        trainer = GeneratorTrainer(pipeline, prompts, batches, settings, compute, seed)
+        losses = train(
+            trainer.update,
+            trainer.updates,
+            trainer.state,
+            working=working,
+            label=" ".join(["generator", prompts.product, *([] if settings.mixed_training else prompts.types)]),
+            checkpoint_every=settings.checkpoint_every,
+            tensorboard=tensorboard and tensorboard / ("" if settings.mixed_training else prompts.types[0]),
+        )
+        trainer.finish()
+
+        def save(folder: Path) -> pd.DataFrame:
+            save_generator(pipeline, base, folder, half=compute.precision == "bf16")
+            prompts.save(folder)
+            save_start_normals(batches.start_normals(), folder)
+            return losses
+
+        return save
+
+    write_trained(output, provenance, {name: partial(trained, rows) for name, rows in parts_of(samples, settings)})
+
+
+def parts_of(samples: pd.DataFrame, settings: GeneratorSettings) -> Iterator[tuple[str, pd.DataFrame]]:
+    """What each model trains on: the whole split under the name "", or each type with the normals."""
+    if settings.mixed_training:
+        yield "", samples
+        return
+    for name in prompts_of(samples, settings).types:
+        yield name, samples[samples.type.isin([name, "good"])]
 
 
 def prompts_of(split, settings: GeneratorSettings) -> Prompts:
     """The product's prompts, its types numbered as the split table numbers them."""
     shots = split[split.role == "shot"]
-    types = shots.drop_duplicates("type").sort_values("type_index").type
+    types = list(shots.drop_duplicates("type").sort_values("type_index").type)
+    if settings.prompt == "typical":
+        return Prompts.typical(split["product"].iloc[0], types, anomaly_word=settings.anomaly_word)
     return Prompts.of(
         split["product"].iloc[0],
-        list(types),
+        types,
         normal=settings.normal_tokens,
         anomaly=settings.anomaly_tokens,
         commas=settings.prompt_commas,
     )
+
+
+def cosine_decay(step: int, updates: int) -> float:
+    """The share of a learning rate that is left at a step: 1 at the first, towards 0 after the last."""
+    return (1 + math.cos(math.pi * step / updates)) / 2
 
 
 class GeneratorTrainer:
@@ -112,17 +138,17 @@ class GeneratorTrainer:
         pipeline.unet.requires_grad_(True).train()
         if settings.trained_embeddings == "all":
             self.embeddings.table.requires_grad_(True)
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": list(pipeline.unet.parameters()), "lr": settings.unet_learning_rate},
-                {
-                    "params": [p for p in self.embeddings.parameters() if p.requires_grad],
-                    "lr": settings.embedding_learning_rate,
-                },
-            ],
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        if settings.gradient_checkpointing:
+            pipeline.unet.enable_gradient_checkpointing()
+        groups = [
+            {"params": list(pipeline.unet.parameters()), "lr": settings.unet_learning_rate},
+            {
+                "params": [p for p in self.embeddings.parameters() if p.requires_grad],
+                "lr": settings.embedding_learning_rate,
+            },
+        ]
+        kind = OffloadedAdamW if settings.offload_optimizer else torch.optim.AdamW
+        self.optimizer = kind(groups, weight_decay=settings.weight_decay, fused=True)
         self.alignment = DecoupledAnomalyAlignmentLoss(settings.map_normalisation, settings.second_term)
         self.maps = AttentionMaps(pipeline.unet, settings.attention_layers, settings.map_softmax)
         self.input_ids = {
@@ -134,7 +160,7 @@ class GeneratorTrainer:
         }
         self.normal_positions = {
             name: self._positions(prompts.abnormal(name), prompts.normal_tokens) for name in prompts.types
-        }
+        } | {"good": self._positions(prompts.normal(), prompts.normal_tokens)}
 
     @property
     def state(self) -> dict:
@@ -143,11 +169,23 @@ class GeneratorTrainer:
 
     def update(self, step: int) -> dict[str, Tensor]:
         """One optimizer update; gives its losses."""
+        share = cosine_decay(step, self.updates) if self.settings.learning_rate_decay == "cosine" else 1.0
+        peaks = (self.settings.unet_learning_rate, self.settings.embedding_learning_rate)
+        for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * share
         return accumulated_update(self.losses, step, self.settings.gradient_accumulation, self.optimizer)
 
+    @property
+    def updates(self) -> int:
+        """How many updates a whole training has."""
+        return self.settings.updates_per_type * len(self.prompts.types)
+
     def losses(self, draw: int) -> dict[str, Tensor]:
-        """The losses of one batch: L_df = L_DA + MSE on the abnormal images, L_ob = MSE on the normals."""
-        batch = self.batches.batch(draw)
+        """The losses of one batch: L_df = L_DA + MSE on the abnormal images, L_ob = MSE on the normals.
+
+        A kind of images that the schedule leaves out of the batch has losses of 0.
+        """
+        batch = self._scheduled(self.batches.batch(draw), draw)
         scheduler = self.pipeline.scheduler
         latents = batch.latents.to(self.device)
         random = torch_rng(self.seed, "noise", draw)
@@ -162,31 +200,51 @@ class GeneratorTrainer:
             prediction = self.pipeline.unet(noisy, timesteps, context).sample
         target = training_target(scheduler, latents, noise, timesteps)
 
-        abnormal, normal = batch.is_abnormal.to(self.device), ~batch.is_abnormal.to(self.device)
-        valid = batch.valid.to(self.device)
-        cells = valid_cells(valid, tuple(latents.shape[2:]))
-        first, second = self._alignment_of(batch, latents)
-        df_mse = masked_mse(prediction[abnormal], target[abnormal], cells[abnormal])
-        ob_mse = masked_mse(prediction[normal], target[normal], cells[normal])
-        loss = self.settings.da_weight * (first + second) + df_mse + self.settings.normal_weight * ob_mse
-        return {"loss": loss, "da_first": first, "da_second": second, "df_mse": df_mse, "ob_mse": ob_mse}
+        # Slices, not masks: counting a mask would wait for the device.
+        count = int(batch.is_abnormal.sum())
+        cells = valid_cells(batch.valid.to(self.device), tuple(latents.shape[2:]))
+        df_mse = masked_mse(prediction[:count], target[:count], cells[:count])
+        ob_mse = masked_mse(prediction[count:], target[count:], cells[count:])
+        first, second, complement = self._alignment_of(batch, latents)
+        loss = self.settings.da_weight * (first + second) + df_mse
+        loss = loss + self.settings.normal_weight * (ob_mse + complement)
+        parts = {"da_first": first, "da_second": second, "df_mse": df_mse, "ob_mse": ob_mse}
+        if self.settings.second_term == "complement":
+            parts["complement"] = complement
+        return {"loss": loss, **parts}
 
     def finish(self) -> None:
         """Leave a plain pipeline behind, ready to be saved."""
         self.maps.remove()
         fold_tokens(self.pipeline, self.embeddings)
+        self.pipeline.unet.disable_gradient_checkpointing()
         self.pipeline.unet.requires_grad_(False).eval()
 
-    def _alignment_of(self, batch: Batch, latents: Tensor) -> tuple[Tensor, Tensor]:
-        types = [name for name in batch.types if name != "good"]
-        abnormal = batch.is_abnormal.to(self.device)
-        maps = {layer: m[abnormal] for layer, m in self.maps.read(*latents.shape[2:]).items()}
-        return self.alignment(
-            maps,
-            torch.stack([self.anomaly_positions[name] for name in types]),
-            torch.stack([self.normal_positions[name] for name in types]),
-            batch.mask.to(self.device)[abnormal],
-        )
+    def _scheduled(self, batch: Batch, draw: int) -> Batch:
+        """The batch, or the images of it that the schedule trains on at this draw."""
+        if self.settings.schedule == "mixed":
+            return batch
+        first_half = 2 * draw < self.updates * self.settings.gradient_accumulation
+        return batch.only(abnormal=first_half == (self.settings.schedule == "abnormal_then_normal"))
+
+    def _alignment_of(self, batch: Batch, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The two terms of L_DA, and the one that ``complement`` adds to L_ob; 0 where there is no image for it."""
+        first = second = complement = latents.new_zeros(())
+        maps, mask = self.maps.read(*latents.shape[2:]), batch.mask.to(self.device)
+        normal_positions = torch.stack([self.normal_positions[name] for name in batch.types])
+        count = int(batch.is_abnormal.sum())
+        if count:
+            first, second = self.alignment(
+                {layer: m[:count] for layer, m in maps.items()},
+                torch.stack([self.anomaly_positions[name] for name in batch.types[:count]]),
+                normal_positions[:count],
+                mask[:count],
+            )
+        part = slice(0, count) if self.settings.complement_on == "abnormal" else slice(count, None)
+        if self.settings.second_term == "complement" and len(mask[part]):
+            shown = {layer: m[part] for layer, m in maps.items()}
+            complement = self.alignment.complement(shown, normal_positions[part], mask[part])
+        return first, second, complement
 
     def _positions(self, prompt: str, tokens: list[str]) -> Tensor:
         ids = token_ids(self.pipeline.tokenizer, tokens)

@@ -12,18 +12,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from seas.artifacts import read_table, write_table
+from seas.artifacts import Provenance, read_table, write_table
 from seas.data.settings import DataSettings
 from seas.errors import InputError
 from seas.images import Fitted, load_fitted, read_image, read_mask, shrink_mask, valid_part
 from seas.metrics.diversity import ic_lpips
 from seas.metrics.extractors import FeatureExtractor, build_extractor
 from seas.metrics.quality import inception_score, kid
-from seas.metrics.settings import MetricsSettings
+from seas.metrics.settings import STAGE_VERSION, MetricsSettings
 from seas.scores import RESULT_COLUMNS
 from seas.seeding import seed_of
 from seas.settings import ComputeSettings
 from seas.training import prepare_device, progress
+from seas.weights import has_paper_weights
 
 METRICS_OF_TYPES = ("is", "ic_lpips", "ic_lpips_nonzero", "ic_lpips_anomaly", "ic_lpips_anomaly_nonzero")
 REFERENCE_ROLES = {"train_shots": ("shot",), "all_real": ("shot", "test", "left_out")}
@@ -99,7 +100,15 @@ def evaluate_product(
             for variant, found in [*means, ("", normals), *rows]
         ]
     ).assign(dataset=dataset, product=product, method="seas", model="", level="generation")
-    write_table(table.assign(experiment=experiment, trained_on="", seed=seed)[RESULT_COLUMNS], output)
+    obeyed = {
+        "metrics": settings.obeyed(),
+        "data": data.model_dump(mode="json"),
+        "compute": compute.model_dump(mode="json"),
+        "paper_weights": has_paper_weights(settings.lpips_backbone, settings.weights_folder),
+    }
+    inputs = {"generation": generation, "split": split}
+    provenance = Provenance.of("metrics", STAGE_VERSION, obeyed, seed, inputs)
+    write_table(table.assign(experiment=experiment, trained_on="", seed=seed)[RESULT_COLUMNS], output, provenance)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Settings of the metrics of generated images."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from seas.settings import StationSettings, setting
 
@@ -45,3 +45,7 @@ class MetricsSettings(StationSettings):
         ge=2,
     )
     batch_size: int = setting(16, "images that pass through a network at once", unit="images", source="ours", ge=1)
+
+    def obeyed(self) -> dict[str, Any]:
+        """What the numbers are a function of, as plain values: not where on this machine the weights lie."""
+        return self.model_dump(mode="json", exclude={"weights_folder"})

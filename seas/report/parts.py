@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from diffusers import StableDiffusionPipeline
 
 from seas.artifacts import read_manifest, read_table
 from seas.generator.pipeline import load_pipeline
-from seas.generator.prompts import Prompts
+from seas.generator.prompts import Prompts, models_of
 from seas.images import load_fitted
 from seas.report.attention import token_attention
 from seas.report.figures import (
@@ -153,9 +154,8 @@ def _sheet_rows(
     split = read_table(results.split)
     images = read_table(results.generation / "images.parquet")
     layers = read_manifest(results.generator)["settings"]["generator"]["attention_layers"]
-    pipeline, prompts = load_pipeline(results.generator), Prompts.load(results.generator)
     rows = []
-    for name in prompts.types:
+    for pipeline, prompts, name in _types(results.generator):
         pairs = images[images.type == name].sort_values("index").head(settings.examples_per_type)
         if pairs.empty:
             continue
@@ -169,13 +169,27 @@ def _sheet_rows(
             pipeline, prompts, name, generated, layers=layers, timestep=settings.attention_timestep, seed=run.seed
         )
         rows += [SheetRow(name, *cells) for cells in zip(real, generated, masks, attention, strict=True)]
-    anomaly = [f"<df> {number}" for number in range(1, len(prompts.anomaly_tokens[prompts.types[0]]) + 1)]
-    normal = [f"<ob> {number}" for number in range(1, len(prompts.normal_tokens) + 1)]
-    return rows, anomaly + normal
+    return rows, tokens_shown(Prompts.load(models_of(results.generator)[0]))
+
+
+def _types(generator: Path) -> Iterator[tuple[StableDiffusionPipeline, Prompts, str]]:
+    """Each type, with the pipeline that makes it and its prompts."""
+    for model in models_of(generator):
+        pipeline, prompts = load_pipeline(model), Prompts.load(model)
+        for name in prompts.types:
+            yield pipeline, prompts, name
+
+
+def tokens_shown(prompts: Prompts) -> list[str]:
+    """The headings of a type's tokens, the anomaly's first."""
+    counts = {"<df>": len(prompts.anomaly_tokens[prompts.types[0]]), "<ob>": len(prompts.normal_tokens)}
+    if not prompts.learned:
+        return [*prompts.anomaly_tokens[prompts.types[0]], *prompts.normal_tokens]
+    return [f"{name} {number}" for name, count in counts.items() for number in range(1, count + 1)]
 
 
 def _generation_metrics(results: pd.DataFrame) -> Block:
-    generation = over_seeds(results[(results.level == "generation") & (results.variant == "")])
+    generation = over_seeds(results[(results.level == "generation") & ~results.variant.str.startswith("type=")])
     sentences = ["Higher is better for IS and IC-LPIPS, lower for KID."]
     if _stand_ins(generation):
         sentences.append(_stand_in_sentence(generation))
@@ -249,7 +263,7 @@ def _paper(results: pd.DataFrame) -> Iterator[Block]:
     if compared.empty:
         return
     sentences = [
-        "Only numbers that the paper prints for the same product, method, model and metric. A mean over products "
+        "Only numbers that the paper prints for the same product, method, model, variant and metric. A mean over products "
         "appears when all products of the paper ran. The paper's IoU is each image's best, our IoU (oracle)."
     ]
     yield Block("Beside the paper", sentences, paper_table(compared), folded=len(compared) > 40)
@@ -268,6 +282,7 @@ def paper_table(compared: pd.DataFrame) -> TextTable:
             row.product or "mean",
             row.method,
             row.model or MISSING,
+            row.variant or MISSING,
             metric_label(row.level, row.metric),
             shown(row.value, row.spread),
             shown(row.paper),
@@ -276,7 +291,7 @@ def paper_table(compared: pd.DataFrame) -> TextTable:
         ]
         for row in compared.itertuples()
     ]
-    return TextTable(["product", "method", "model", "metric", "here", "paper", "difference", "table"], rows)
+    return TextTable(["product", "method", "model", "variant", "metric", "here", "paper", "difference", "table"], rows)
 
 
 def _losses(run: ReportedRun, figures: Path) -> Block:

@@ -1,6 +1,6 @@
 """What the report is about: the finished runs and where their results lie."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class DownstreamResults:
 class ReportedRun:
     """One experiment on one dataset with one seed.
 
+    ``variant`` is the paper's name of the experiment where it is one of its ablations, else "".
     ``root`` is the folder of the dataset's photographs, ``all_shots`` the experiment that differs in the number of shots
     alone and has them all.
     """
@@ -42,6 +43,7 @@ class ReportedRun:
     image_size: int
     fit: str
     all_shots: str
+    variant: str
     products: dict[str, ProductResults]
     downstream: list[DownstreamResults]
 
@@ -58,3 +60,19 @@ class ReportedRun:
         downstream = [DownstreamResults(**{**arm, "folder": Path(arm["folder"])}) for arm in plain["downstream"]]
         changed = {"root": Path(plain["root"]), "products": products, "downstream": downstream}
         return cls(**{**plain, **changed})
+
+    def artifacts(self) -> list[Path]:
+        """The finished stages that the report is made of, from left to right."""
+        stages = [path for results in self.products.values() for path in vars(results).values()]
+        return [*stages, *(arm.folder for arm in self.downstream)]
+
+
+def inputs_of(runs: Sequence[ReportedRun]) -> dict[str, Path]:
+    """The inputs of the report by plain names."""
+    inputs = {}
+    for run in runs:
+        name = f"{run.dataset}/{run.experiment}/seed{run.seed}"
+        for product, results in run.products.items():
+            inputs |= {f"{name}/{product}/{stage}": path for stage, path in vars(results).items()}
+        inputs |= {f"{name}/{arm.model}/{arm.trained_on}/{arm.scope}": arm.folder for arm in run.downstream}
+    return inputs

@@ -2,7 +2,7 @@
 
 from seas.settings import StationSettings, setting
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 
 
 class ReportSettings(StationSettings):

@@ -24,9 +24,9 @@ def shots_parts(runs: Sequence[ReportedRun], results: pd.DataFrame, figures: Pat
     for run in runs:
         families.setdefault((run.dataset, run.all_shots), []).append(run)
     for (dataset, family), members in families.items():
-        if len({run.experiment for run in members}) == 1:
-            continue
         number = {run.experiment: shots_a_type(run) for run in members}
+        if len(set(number.values())) == 1:
+            continue
         own = results[(results.dataset == dataset) & results.experiment.isin(number) & (results.level != "generation")]
         scores = _means(own).assign(shots=lambda rows, number=number: rows.experiment.map(number))
         blocks = []

@@ -51,6 +51,8 @@ class TextTable(NamedTuple):
 def collect(runs: Sequence[ReportedRun]) -> pd.DataFrame:
     """Every result of the runs in the columns ``RESULT_COLUMNS``, sorted by ``KEY``, with the means over products.
 
+    A result without a variant of its own has that of its run.
+
     A station's own mean over products (an empty product) is left out and computed anew, so that
     there is one definition of it: see ``means_over_products``.
 
@@ -71,6 +73,7 @@ def _of_run(run: ReportedRun) -> pd.DataFrame:
         tables.append(scores[scores["product"] != ""].assign(model=arm.model, trained_on=arm.trained_on))
     table = pd.concat(tables, ignore_index=True).reindex(columns=RESULT_COLUMNS)
     texts = {column: table[column].astype(object).where(table[column].notna(), "").astype(str) for column in TEXTS}
+    texts["variant"] = texts["variant"].where(texts["variant"] != "", run.variant)
     return table.assign(**texts).assign(dataset=run.dataset, experiment=run.experiment, seed=run.seed)
 
 
@@ -118,6 +121,14 @@ def paper_results() -> pd.DataFrame:
     )
     first = renamed.sort_values("paper_table", kind="stable").drop_duplicates(SHARED_WITH_PAPER)
     return first.loc[:, [*SHARED_WITH_PAPER, "paper", "paper_table"]]
+
+
+def paper_variants() -> dict[str, list[int]]:
+    """The names of the paper's ablations → the tables that print them."""
+    with (files("seas.report") / "paper_results.csv").open(encoding="utf-8") as file:
+        printed = pd.read_csv(file, keep_default_na=False)
+    named = printed[printed.variant != ""]
+    return {name: sorted(set(tables)) for name, tables in named.groupby("variant").table}
 
 
 def beside_paper(results: pd.DataFrame) -> pd.DataFrame:

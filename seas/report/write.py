@@ -1,19 +1,21 @@
 """The report's stage: everything that ran, as one table, one file of metrics, figures and one HTML page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from seas.artifacts import Provenance, write_json, write_table, writing_file, writing_folder
+from seas.artifacts import Provenance, write_table, writing_file, writing_folder
+from seas.report.cost import cost
 from seas.report.page import Part, render
 from seas.report.parts import comparable_with_paper, grouped, limits, overview, paper_table, part_of
-from seas.report.runs import ReportedRun
+from seas.report.published import PLOTS, published_files
+from seas.report.runs import ReportedRun, inputs_of
 from seas.report.settings import STAGE_VERSION, ReportSettings
 from seas.report.shots import shots_parts
-from seas.report.tables import collect, markdown, metrics
+from seas.report.tables import collect, markdown
 
 
-def write_report(runs: Sequence[ReportedRun], settings: ReportSettings, *, output: Path, metrics_json: Path) -> None:
-    """Write the report's folder and the file of all metrics.
+def write_report(runs: Sequence[ReportedRun], settings: ReportSettings, *, output: Path) -> None:
+    """Write the report's folder and, beside it, what git keeps of the results (``published_files``).
 
     The folder holds index.html (nothing outside it is needed), tables/results.parquet (one row a number),
     the page's tables in Markdown, tables/beside_paper.parquet and figures/.
@@ -21,7 +23,7 @@ def write_report(runs: Sequence[ReportedRun], settings: ReportSettings, *, outpu
     Raises InputError when a result is missing or damaged.
     """
     provenance = Provenance.of(
-        "report", STAGE_VERSION, {"report": settings.model_dump(mode="json")}, None, _inputs(runs)
+        "report", STAGE_VERSION, {"report": settings.model_dump(mode="json")}, None, inputs_of(runs)
     )
     results = collect(runs)
     with writing_folder(output, provenance) as folder:
@@ -31,6 +33,7 @@ def write_report(runs: Sequence[ReportedRun], settings: ReportSettings, *, outpu
             part_of(seeds, results, settings, drawn, folder / "figures" / seeds[0].dataset / seeds[0].experiment)
             for seeds in grouped(runs)
         ]
+        parts.append(Part("Cost", "cost", [cost(runs)]))
         write_table(results, folder / "tables" / "results.parquet")
         compared = comparable_with_paper(results)
         write_table(compared, folder / "tables" / "beside_paper.parquet")
@@ -38,17 +41,12 @@ def write_report(runs: Sequence[ReportedRun], settings: ReportSettings, *, outpu
         for part in parts:
             _write_text(_part_in_markdown(part), folder / "tables" / f"{part.anchor}.md")
         _write_text(render(overview(runs), parts, limits(runs, results)), folder / "index.html")
-    write_json(metrics(results), metrics_json)
-
-
-def _inputs(runs: Sequence[ReportedRun]) -> Mapping[str, Path]:
-    inputs = {}
-    for run in runs:
-        name = f"{run.dataset}/{run.experiment}/seed{run.seed}"
-        for product, results in run.products.items():
-            inputs |= {f"{name}/{product}/{stage}": path for stage, path in vars(results).items()}
-        inputs |= {f"{name}/{arm.model}/{arm.trained_on}/{arm.scope}": arm.folder for arm in run.downstream}
-    return inputs
+    texts = published_files(runs)
+    with writing_folder(output.with_name(PLOTS), None) as folder:
+        for name in [name for name in texts if name.startswith(f"{PLOTS}/")]:
+            _write_text(texts.pop(name), folder / name.removeprefix(f"{PLOTS}/"))
+    for name, text in texts.items():
+        _write_text(text, output.with_name(name))
 
 
 def _part_in_markdown(part: Part) -> str:

@@ -40,11 +40,14 @@ class UnetFeatures:
         self._outputs.clear()
 
 
-def previous_latents(scheduler: Any, model_output: Tensor, timesteps: Tensor, latents: Tensor) -> Tensor:
-    """x_{t-1} from x_t: one deterministic step of the scheduler's whole chain (DDIM with eta = 0).
+def previous_latents(
+    scheduler: Any, model_output: Tensor, timesteps: Tensor, latents: Tensor, random: torch.Generator | None = None
+) -> Tensor:
+    """x_{t-1} from x_t: one step of the scheduler's whole chain, deterministic (DDIM with eta = 0) unless ``random`` is given.
 
     x̂_0 and ε̂ are what the prediction says of ``latents``; then
-    x_{t-1} = √ᾱ_{t-1} x̂_0 + √(1 - ᾱ_{t-1}) ε̂, with ᾱ_{-1} = 1, so that t = 0 gives x̂_0.
+    x_{t-1} = √ᾱ_{t-1} x̂_0 + √(1 - ᾱ_{t-1} - σ²) ε̂ + σ z, with ᾱ_{-1} = 1, so that t = 0 gives x̂_0. z is drawn from
+    ``random`` with σ² = (1 - ᾱ_{t-1}) / (1 - ᾱ_t) · (1 - ᾱ_t / ᾱ_{t-1}), the ancestral step of DDPM; else σ = 0.
 
     scheduler: any with ``alphas_cumprod`` and ``config.prediction_type``. model_output, latents: (B, C, h, w).
     timesteps: (B,) or a scalar, whole numbers from 0 on. Raises InputError for a prediction type other than
@@ -64,19 +67,30 @@ def previous_latents(scheduler: Any, model_output: Tensor, timesteps: Tensor, la
         clean = now.sqrt() * latents - (1 - now).sqrt() * model_output
     else:
         raise InputError(f"the base's scheduler predicts '{kind}'; the mask branch reads epsilon and v_prediction")
-    return before.sqrt() * clean + (1 - before).sqrt() * noise
+    if random is None:
+        return before.sqrt() * clean + (1 - before).sqrt() * noise
+    variance = (1 - before) / (1 - now) * (1 - now / before)
+    drawn = torch.randn(latents.shape, generator=random).to(latents)
+    return before.sqrt() * clean + (1 - before - variance).clamp(min=0).sqrt() * noise + variance.sqrt() * drawn
 
 
 def latents_to_decode(
-    vae_latent: Literal["x_t", "x_prev"], scheduler: Any, model_output: Tensor, timesteps: Tensor, latents: Tensor
+    vae_latent: Literal["x_t", "x_prev", "stochastic"],
+    scheduler: Any,
+    model_output: Tensor,
+    timesteps: Tensor,
+    latents: Tensor,
+    *,
+    random: torch.Generator | None = None,
 ) -> Tensor:
     """The latents whose VAE features refine the mask: ``latents`` themselves, or those a step earlier.
 
-    model_output: the U-Net's prediction under the prompt, without guidance, as in the training.
+    model_output: the U-Net's prediction under the prompt, without guidance, as in the training. random: given in
+    training, for "stochastic"; in generation that means ``latents``.
     """
-    if vae_latent == "x_t":
+    if vae_latent == "x_t" or (vae_latent == "stochastic" and random is None):
         return latents
-    return previous_latents(scheduler, model_output, timesteps, latents)
+    return previous_latents(scheduler, model_output, timesteps, latents, random if vae_latent == "stochastic" else None)
 
 
 def vae_features(

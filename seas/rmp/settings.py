@@ -35,11 +35,12 @@ class RmpSettings(StationSettings):
     vae_part: Literal["decoder", "encoder"] = setting(
         "decoder", "half of the VAE whose features refine the mask", source="Sec. 3.3, Tab. 15"
     )
-    vae_latent: Literal["x_t", "x_prev"] = setting(
+    vae_latent: Literal["x_t", "x_prev", "stochastic"] = setting(
         "x_prev",
         "latent that the VAE decodes for its features, in training and in generation: "
-        "the step's noisy latent, or the one a deterministic step earlier in the chain",
-        source="Sec. 3.3; released code: x_prev in training, x_t in generation",
+        "the step's noisy latent, or the one a deterministic step earlier in the chain; "
+        "stochastic: the one a random step earlier in training, the step's own in generation",
+        source="Sec. 3.3; released code: stochastic",
     )
     mrms: Literal["all", "last", "none"] = setting(
         "all",

@@ -1,26 +1,29 @@
 """Training of the mask branch on the features of a finished generator (Sec. 3.3)."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from seas.artifacts import Provenance, read_table, working_folder, write_json, write_table, writing_folder
+from seas.artifacts import Provenance, read_table, write_json
 from seas.data.settings import DataSettings
 from seas.errors import InputError
 from seas.generator.batches import TrainingBatches
 from seas.generator.pipeline import encode_prompts, load_pipeline
-from seas.generator.prompts import Prompts
+from seas.generator.prompts import Prompts, models_of
 from seas.rmp.features import UnetFeatures, latents_to_decode, vae_features
 from seas.rmp.losses import mask_losses
 from seas.rmp.network import MaskLogits, RefinedMaskPrediction
 from seas.rmp.settings import STAGE_VERSION, RmpSettings
 from seas.seeding import seed_of, torch_rng
 from seas.settings import ComputeSettings
-from seas.training import accumulated_update, autocast, prepare_device, train
+from seas.training import accumulated_update, autocast, prepare_device, train, write_trained
 
 WEIGHTS = "rmp.safetensors"
 CONFIG = "config.json"
@@ -40,7 +43,8 @@ def train_rmp(
 ) -> None:
     """Train the mask branch on a generator's frozen networks, and write its folder.
 
-    The folder holds rmp.safetensors, config.json (what ``load_rmp`` rebuilds it from) and losses.parquet.
+    The folder holds rmp.safetensors, config.json (what ``load_rmp`` rebuilds it from) and losses.parquet; of a
+    generator with a model for each type, such a folder for each type.
 
     Raises InputError for a generator that cannot be loaded or does not fit the settings.
     """
@@ -49,33 +53,40 @@ def train_rmp(
         name: part.model_dump(mode="json") for name, part in (("rmp", settings), ("data", data), ("compute", compute))
     }
     provenance = Provenance.of("rmp", STAGE_VERSION, obeyed, seed, {"generator": generator, "split": split})
-    working = working_folder(output, provenance)
+    samples, models = read_table(split), models_of(generator)
 
-    pipeline = load_pipeline(generator, device)
-    prompts = Prompts.load(generator)
-    batches = TrainingBatches(
-        read_table(split),
-        root,
-        data,
-        pipeline.vae,
-        prompts,
-        seed=seed,
-        abnormal_per_batch=settings.abnormal_per_batch,
-        normal_per_batch=settings.normal_per_batch,
-    )
-    trainer = RmpTrainer(pipeline, prompts, batches, settings, compute, seed)
-    losses = train(
-        trainer.update,
-        settings.updates_per_type * len(prompts.types),
-        trainer.state,
-        working=working,
-        label=f"rmp {prompts.product}",
-        checkpoint_every=settings.checkpoint_every,
-        tensorboard=tensorboard,
-    )
-    with writing_folder(output, provenance) as folder:
-        save_rmp(trainer.network, folder)
-        write_table(losses, folder / "losses.parquet")
+    def trained(model: Path, working: Path) -> Callable[[Path], pd.DataFrame]:
+        pipeline = load_pipeline(model, device)
+        prompts = Prompts.load(model)
+        batches = TrainingBatches(
+            samples[samples.type.isin([*prompts.types, "good"])],
+            root,
+            data,
+            pipeline.vae,
+            prompts,
+            seed=seed,
+            abnormal_per_batch=settings.abnormal_per_batch,
+            normal_per_batch=settings.normal_per_batch,
+        )
+        trainer = RmpTrainer(pipeline, prompts, batches, settings, compute, seed)
+        losses = train(
+            trainer.update,
+            settings.updates_per_type * len(prompts.types),
+            trainer.state,
+            working=working,
+            label=" ".join(["rmp", prompts.product, *([] if model == generator else prompts.types)]),
+            checkpoint_every=settings.checkpoint_every,
+            tensorboard=tensorboard and tensorboard / ("" if model == generator else model.name),
+        )
+
+        def save(folder: Path) -> pd.DataFrame:
+            save_rmp(trainer.network, folder)
+            return losses
+
+        return save
+
+    named = {"" if model == generator else model.name: partial(trained, model) for model in models}
+    write_trained(output, provenance, named)
 
 
 class RmpTrainer:
@@ -150,7 +161,12 @@ class RmpTrainer:
         with torch.no_grad(), autocast(self.compute):
             prediction = self.pipeline.unet(noisy, timesteps, context).sample
             decoded = latents_to_decode(
-                settings.vae_latent, scheduler, prediction[:abnormal], timesteps[:abnormal], noisy[:abnormal]
+                settings.vae_latent,
+                scheduler,
+                prediction[:abnormal],
+                timesteps[:abnormal],
+                noisy[:abnormal],
+                random=torch_rng(self.seed, "rmp step", draw),
             )
             refining = vae_features(self.pipeline.vae, decoded, self.network.vae_levels, settings.vae_part)
         return self.features.read(), refining

@@ -3,11 +3,9 @@ from seas.downstream import settings as downstream_settings
 
 def training_trees(wc):
     """The generated trees that a model is trained on, a folder for each source and product."""
-    stages = {"generated": "generation", "crop_and_paste": "crop_and_paste"}
-    sources = [stages[source] for source in wc.trained_on.split("+") if source != "real"]
     return [
         flow.folder(wc.dataset, wc.experiment, wc.seed, source) + f"/{product}"
-        for source in sources
+        for source in downstream_settings.TREES[wc.trained_on]
         for product in flow.products_of(wc.dataset, wc.scope)
     ]
 

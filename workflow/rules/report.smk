@@ -21,6 +21,8 @@ rule report:
     output:
         report=directory("results/report"),
         metrics="results/metrics.json",
+        settings="results/settings.json",
+        plots=directory("results/plots"),
     log:
         "results/logs/report.log",
     resources:

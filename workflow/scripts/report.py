@@ -11,5 +11,4 @@ with job(snakemake.log[0]):
         [ReportedRun.from_plain(run) for run in snakemake.params.runs],
         ReportSettings(**snakemake.params.settings["report"]),
         output=Path(snakemake.output.report),
-        metrics_json=Path(snakemake.output.metrics),
     )

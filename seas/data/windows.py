@@ -1,0 +1,80 @@
+"""Square windows of photographs, for defects that a whole photograph at the networks' size would lose."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from seas.artifacts import writing_file
+from seas.data.mvtec_ad import list_products, list_samples
+from seas.data.split import read_groups
+from seas.errors import InputError
+from seas.images import read_image, read_mask, write_image, write_mask
+from seas.training import progress
+
+SMALLEST_PART = 0.002
+"""A window with a smaller share of anomalous pixels is left out, unless it has the largest part of its photograph's defect."""
+
+PHOTOGRAPHS = "photographs.csv"
+"""The groups of a product's windows by photograph, for ``data.groups``."""
+
+
+def window_starts(length: int, side: int) -> list[int]:
+    """The first pixels of the fewest windows of ``side`` that cover ``length`` pixels, evenly spaced; at most one when shorter."""
+    count = max(1, -(-length // side))
+    return np.linspace(0, max(0, length - side), count).round().astype(int).tolist()
+
+
+def write_windows(root: Path, side: int, out: Path, groups: str | None = None) -> int:
+    """Cut every photograph of a dataset in MVTec-AD layout into windows, and write them in the same layout.
+
+    A window is named by its photograph and its first row and column, in pixels. One without an anomaly is a good one,
+    in test/good where its photograph shows a defect elsewhere. photographs.csv groups each product's windows by
+    photograph; the file ``groups`` of a product's folder is carried over to its windows.
+
+    Returns the number of windows. Raises InputError for faults of the dataset, or when ``out`` exists.
+    """
+    if out.exists():
+        raise InputError(f"{out} exists already; name a folder that does not")
+    written = 0
+    for product in list_products(root):
+        of_photograph = read_groups(root, product, groups) if groups else {}
+        rows = []
+        for sample in progress(list_samples(root, product), f"windows {product}"):
+            image = read_image(root / sample.image)
+            mask = read_mask(root / sample.mask) if sample.mask else np.zeros(image.shape[:2], bool)
+            if mask.shape != image.shape[:2]:
+                raise InputError(f"{root / sample.mask} is {mask.shape[1]}×{mask.shape[0]} px, its image is not")
+            for top, left, kept in _windows(mask, side):
+                cut = (slice(top, top + side), slice(left, left + side))
+                name = f"{Path(sample.image).stem}_{top:05d}_{left:05d}"
+                kind = sample.type if kept else "good"
+                path = (
+                    f"{sample.folder}/{kind}/{sample.type}_{name}.png"
+                    if kind != sample.type
+                    else f"{sample.folder}/{kind}/{name}.png"
+                )
+                write_image(image[cut], out / product / path)
+                if kept:
+                    write_mask(mask[cut], out / product / "ground_truth" / kind / f"{name}_mask.png")
+                rows.append((path, sample.image.removeprefix(f"{product}/"), of_photograph.get(sample.image)))
+        table = pd.DataFrame(rows, columns=["window", "photograph", "group"])
+        _write_groups(table[["window", "photograph"]], out / product / PHOTOGRAPHS)
+        if of_photograph:
+            named = table.assign(group=table.group.fillna(table.photograph))
+            _write_groups(named[["window", "group"]], out / product / groups)
+        written += len(table)
+    return written
+
+
+def _windows(mask: np.ndarray, side: int) -> list[tuple[int, int, bool]]:
+    """(top, left, anomalous) of each window that is kept."""
+    places = [(top, left) for top in window_starts(mask.shape[0], side) for left in window_starts(mask.shape[1], side)]
+    areas = [int(mask[top : top + side, left : left + side].sum()) for top, left in places]
+    smallest = min(SMALLEST_PART * side**2, max(areas))
+    return [(*place, area > 0) for place, area in zip(places, areas, strict=True) if area == 0 or area >= smallest]
+
+
+def _write_groups(table: pd.DataFrame, path: Path) -> None:
+    with writing_file(path) as partial:
+        table.to_csv(partial, index=False)

@@ -1,0 +1,88 @@
+"""What the runs cost, computed from their folders (Tab. 7)."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from seas.artifacts import RUN, read_manifest
+from seas.generator.prompts import Prompts, models_of
+from seas.report.page import Block
+from seas.report.runs import ReportedRun
+from seas.report.tables import MISSING, TextTable, paper_results
+
+
+def cost(runs: Sequence[ReportedRun]) -> Block:
+    """One row for each run, and the paper's.
+
+    Hours are those of all updates of all products one after the other, at the rate of the updates that were timed:
+    an interrupted training keeps the times of its last start alone. Milliseconds are those of an image with its mask.
+    """
+    rows = []
+    for run in runs:
+        generators = [results.generator for results in run.products.values()]
+        types = [sum(len(Prompts.load(model).types) for model in models_of(folder)) for folder in generators]
+        hours = [
+            sum(
+                hours_of(getattr(results, stage), stage, count)
+                for results, count in zip(run.products.values(), types, strict=True)
+            )
+            for stage in ("generator", "rmp")
+        ]
+        images = [results.generation for results in run.products.values()]
+        peak = max((peak_memory(folder) for folder in [*generators, *images]), default=np.nan)
+        devices = sorted({str(_facts(folder).get("device", MISSING)) for folder in [*generators, *images]})
+        numbers = [_shown(hours[0]), _shown(hours[1]), _shown(sum(hours)), _shown(ms_an_image(images)), _shown(peak)]
+        rows.append([run.dataset, run.experiment, str(run.seed), *numbers, ", ".join(devices)])
+    printed = paper_results().query("level == 'cost' and method == 'seas'").set_index("metric").paper
+    paper = [_shown(printed["train_hours"]), _shown(printed["ms_per_image"])]
+    rows.append(["mvtec_ad", "paper (Tab. 7)", MISSING, MISSING, MISSING, *paper, MISSING, "A100 40 GB"])
+    headings = [
+        "dataset",
+        "experiment",
+        "seed",
+        "generator h",
+        "mask branch h",
+        "both h",
+        "ms an image",
+        "GB",
+        "device",
+    ]
+    sentences = [
+        "Hours of training, products one after the other, and milliseconds an image with its mask, as this machine took "
+        "them; GB is the largest peak of the device's memory, on a CPU of the process."
+    ]
+    return Block("Cost", sentences, TextTable(headings, rows))
+
+
+def hours_of(folder: Path, stage: str, types: int) -> float:
+    """Hours of one product's training; NaN where no update was timed."""
+    measured = _facts(folder).get("measured", {})
+    if not measured.get("updates"):
+        return np.nan
+    updates = read_manifest(folder)["settings"][stage]["updates_per_type"] * types
+    return measured["update_seconds"] / measured["updates"] * updates / 3600
+
+
+def ms_an_image(folders: Sequence[Path]) -> float:
+    """Milliseconds of one image, mean over the images of all folders that were timed; NaN where none was."""
+    measured = [_facts(folder).get("measured", {}) for folder in folders]
+    images = sum(part.get("images", 0) for part in measured)
+    return 1000 * sum(part.get("image_seconds", 0) for part in measured) / images if images else np.nan
+
+
+def peak_memory(folder: Path) -> float:
+    """The peak in GB (10⁹ bytes) of the device's memory, on a CPU of the process's."""
+    facts = _facts(folder)
+    peak = facts.get("peak_device_memory_mib", facts.get("peak_memory_mib"))
+    return np.nan if peak is None else peak * 2**20 / 1e9
+
+
+def _facts(folder: Path) -> dict:
+    path = folder / RUN
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _shown(value: float) -> str:
+    return MISSING if np.isnan(value) else f"{value:.3g}"

@@ -1,0 +1,39 @@
+"""The programs that measure: that each still runs, on little; what they print stands in benchmarks/README.md."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
+
+
+def printed(program: str, *arguments: str) -> str:
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / program), *arguments]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("release", [[], ["--like-release"]], ids=["ours", "release"])
+@pytest.mark.parametrize("kind", ["generator", "rmp", "generation"])
+def test_speed(kind, release):
+    found = json.loads(printed("speed.py", "--one", kind, "--repeats", "1", *release).splitlines()[-1])
+    assert found["ms"] > 0 and found["peak_gb"] > 0.1
+
+
+def test_ic_lpips_by_blocks_is_the_same_and_much_faster():
+    found = json.loads(printed("speed.py", "--one", "ic_lpips", "--lpips-images", "200").splitlines()[-1])
+    assert found["difference"] < 1e-4
+    assert found["pairwise_s"] > 4 * found["blocked_s"]
+
+
+def test_the_memory_of_an_update_is_as_the_readme_has_it():
+    rows = [line for line in printed("memory.py").splitlines() if "GB" in line and "---" not in line]
+    readme = (REPOSITORY / "benchmarks/README.md").read_text()
+    assert len(rows) == 5 and all(row in readme for row in rows)

@@ -1,0 +1,17 @@
+"""Ten kills of the stress program (`kills.py`): nine of a stage, one of the whole group."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_ten_kills_leave_the_artifacts_of_an_undisturbed_run():
+    program = Path(__file__).with_name("kills.py")
+    command = [sys.executable, str(program), "--stage", "9", "--group", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=program.parent.parent)
+    print(result.stdout)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "10 kills" in result.stdout

@@ -1,0 +1,259 @@
+"""Versions: what counts as up to date when results come back, and two revisions side by side."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from seas import runs, versions
+from seas.artifacts import Provenance, damage, read_manifest, stale, write_table, writing_folder
+from seas.compare import changed_settings, compare, difference
+from seas.config import Workflow, overlaid
+from seas.errors import InputError
+from seas.versions import artifacts, finished, restore, set_apart
+
+RUN = Path("results/mine/seas/seed0")
+PUBLISHED = {"metrics.json": "{}\n", "settings.json": "{}\n", "plots/losses/a.csv": "step,loss\n1,2\n"}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A repository with one dataset of one product, as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos/bolt/train/good").mkdir(parents=True)
+    (tmp_path / "photos/bolt/train/good/0.png").write_bytes(b"0")
+    for name, content in {
+        "datasets/mine": {"root": "photos"},
+        "experiments/seas": {},
+        "experiments/tau": {"extends": "seas", "settings": {"generation": {"threshold": 0.3}}},
+    }.items():
+        path = tmp_path / f"config/{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(versions, "published_files", lambda runs: PUBLISHED)
+    return tmp_path
+
+
+def flow(**changes):
+    return Workflow(overlaid({"datasets": ["mine"], "base": {"name": "b", "pretrained": None}}, changes))
+
+
+def make(workflow: Workflow) -> None:
+    """Write every artifact of the configuration, with a little content, as its stage would."""
+    for artifact in artifacts(workflow):
+        origin = artifact.stage, artifact.stage_version, artifact.settings, artifact.seed, artifact.inputs
+        if artifact.path.suffix:
+            shots = pd.DataFrame({"type": ["dent"], "role": ["shot"]})
+            write_table(shots, artifact.path, Provenance.of(*origin))
+        else:
+            with writing_folder(artifact.path, Provenance.of(*origin)) as folder:
+                (folder / "weights").write_text(str(artifact.path))
+    for name, text in PUBLISHED.items():
+        path = Path("results") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_what_agrees_is_up_to_date(project):
+    make(flow())
+    found = set_apart(flow())
+    assert (found.aside, found.missing) == ({}, [])
+    assert found.fresh == sorted(Path(path) for path in {*flow().results(), str(RUN / "crop_and_paste/bolt")})
+    assert read_manifest(RUN / "generation/bolt")["settings"]["wanted"] == {"dent": [0, 999], "good": [0, 999]}
+
+
+def test_a_damaged_file_is_named_and_what_follows_is_not_up_to_date(project):
+    make(flow())
+    (RUN / "rmp/bolt/weights").write_text("damaged")
+    found = set_apart(flow())
+    assert found.aside[RUN / "rmp/bolt"] == f"{RUN}/rmp/bolt/weights is damaged: it is not what was written"
+    assert set(found.aside) == {
+        RUN / "rmp/bolt",
+        RUN / "generation/bolt",
+        RUN / "metrics/bolt.parquet",
+        RUN / "downstream/bisenet_v2/generated/all",
+        Path("results/report"),
+    }
+    assert found.aside[RUN / "generation/bolt"] == f"its input {RUN}/rmp/bolt is not up to date"
+    assert not (RUN / "rmp/bolt").exists() and stale(RUN / "rmp/bolt").is_dir()
+
+
+@pytest.mark.parametrize("name", ["weights", "manifest.json"])
+def test_a_missing_file_is_named(project, name):
+    make(flow())
+    (RUN / "generator/bolt" / name).unlink()
+    assert name in set_apart(flow()).aside[RUN / "generator/bolt"]
+
+
+def test_a_surplus_file_is_named(project):
+    make(flow())
+    (RUN / "generator/bolt/more").write_text("x")
+    assert set_apart(flow()).aside[RUN / "generator/bolt"] == f"{RUN}/generator/bolt/more does not belong to it"
+
+
+def test_a_damaged_table_is_named(project):
+    make(flow())
+    path = RUN / "split/bolt.parquet"
+    manifest = read_manifest(path)
+    origin = Provenance(**{name: manifest[name] for name in ("stage", "stage_version", "settings", "seed", "inputs")})
+    write_table(pd.DataFrame({"type": ["rust"], "role": ["shot"]}), path, origin)
+    assert damage(path) is None
+    forged = path.read_bytes().replace(b"rust", b"dent")
+    path.write_bytes(forged)
+    assert "is damaged" in set_apart(flow()).aside[path]
+
+
+def test_other_settings_are_named_and_the_right_ones_bring_everything_back(project):
+    make(flow())
+    found = set_apart(flow(rmp={"learning_rate": 0.25}))
+    assert found.aside[RUN / "rmp/bolt"] == ("it was made with rmp.learning_rate = 0.0005, and the settings say 0.25")
+    assert RUN / "generator/bolt" in found.fresh and len(found.aside) == 5
+    again = set_apart(flow())
+    assert not again.aside and not again.missing
+
+
+def test_another_version_of_a_stage_is_named(project, monkeypatch):
+    make(flow())
+    monkeypatch.setattr(versions.rmp_settings, "STAGE_VERSION", 99)
+    assert "should be 99" in set_apart(flow()).aside[RUN / "rmp/bolt"]
+
+
+def test_another_input_is_named(project):
+    make(flow())
+    (split,) = (artifact for artifact in artifacts(flow()) if artifact.stage == "split")
+    origin = Provenance.of(split.stage, split.stage_version, split.settings, split.seed, split.inputs)
+    write_table(pd.DataFrame({"type": ["dent", "dent"], "role": ["shot", "test"]}), split.path, origin)
+    found = set_apart(flow())
+    assert split.path in found.fresh
+    assert found.aside[RUN / "generator/bolt"] == f"it was made from another {split.path}"
+
+
+def test_nothing_is_set_aside_while_a_run_is_at_work(project):
+    make(flow())
+    (RUN / "rmp/bolt/weights").write_text("damaged")
+    runs.LOCK.write_text(json.dumps(runs.Holder("elsewhere", 7, "boot-1", "ada", 0.0, "", False)._asdict()))
+    with pytest.raises(InputError, match="process 7 of ada on elsewhere is running the workflow"):
+        restore(flow(), [])
+    assert (RUN / "rmp/bolt").exists()
+
+
+def test_changed_photographs_are_noticed_and_absent_ones_are_not_missed(project):
+    make(flow())
+    image = Path("photos/bolt/train/good/0.png")
+    image.write_bytes(b"00")
+    assert "fingerprint" in set_apart(flow()).aside[Path("results/mine/data/bolt.parquet")]
+    image.write_bytes(b"0")
+    assert not set_apart(flow()).aside
+    Path("photos").rename("elsewhere")
+    assert flow().products("mine") == ["bolt"]
+    assert not set_apart(flow()).aside
+    Path("results/mine/data/bolt.parquet").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="the table results/mine/data/bolt.parquet cannot be read"):
+        flow().check()
+    Path("results/mine/data/bolt.parquet").unlink()
+    with pytest.raises(
+        InputError, match="'root' is 'photos', which is no folder, and results/mine/data holds no index"
+    ):
+        flow()
+
+
+def test_a_made_again_artifact_replaces_what_was_set_aside(project):
+    make(flow())
+    (RUN / "rmp/bolt/weights").write_text("damaged")
+    set_apart(flow())
+    make(flow())
+    assert not stale(RUN / "rmp/bolt").exists() and not set_apart(flow()).aside
+    assert not list(Path("results").rglob(".*.stale"))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_changed_text_of_git_is_named(project, name):
+    make(flow())
+    (Path("results") / name).write_text("changed")
+    output = Path("results") / name.split("/")[0]
+    assert set_apart(flow()).aside == {output: f"results/{name} is not what the finished stages give"}
+
+
+def test_an_ablation_shares_the_parents_artifacts(project):
+    make(flow(experiments=["seas"]))
+    missing = set_apart(flow(experiments=["seas", "tau"])).missing
+    assert {path.parts[2:5:2] for path in missing} == {("tau", "generation"), ("tau", "metrics"), ("tau", "downstream")}
+
+
+def test_finished_results_are_folders_and_tables_with_a_manifest(project):
+    make(flow())
+    Path("results/logs/x").mkdir(parents=True)
+    (Path("results/mine/seas/seed0/generator/.half.partial")).mkdir()
+    pd.DataFrame({"a": [1]}).to_parquet("results/mine/data/no_origin.parquet")
+    assert finished() == sorted(artifact.path for artifact in artifacts(flow()))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "delta", "limit", "verdict"),
+    [
+        # t(0.975, 4) = 2.7764 · √(1/3 + 1/3)
+        ([1.0, 2.0, 3.0], [3.0, 4.0, 5.0], 2.0, 2.2669, "within chance"),
+        ([1.0, 2.0, 3.0], [3.5, 4.5, 5.5], 2.5, 2.2669, "BEYOND CHANCE"),
+        ([1.0, 2.0, 3.0], [4.0], 2.0, None, "one seed: not judged"),
+        ([1.0, 1.0], [1.5, 1.5], 0.5, 0.0, "BEYOND CHANCE"),
+    ],
+)
+def test_a_difference_is_judged_by_the_spread_over_seeds(before, after, delta, limit, verdict):
+    found = difference(before, after)
+    assert found.delta == pytest.approx(delta)
+    assert found.limit == (None if limit is None else pytest.approx(limit, abs=1e-3))
+    assert found.verdict == verdict
+
+
+def test_of_equal_distributions_one_in_twenty_is_beyond_chance():
+    draws = np.random.default_rng(0).normal(0, 1, (2000, 2, 3)).tolist()
+    beyond = np.mean([difference(*sides).verdict == "BEYOND CHANCE" for sides in draws])
+    assert 0.03 < beyond < 0.06
+
+
+def test_changed_settings_are_gathered():
+    before = {"d": {"seas": {"rmp": {"rmp": {"rate": 1}, "stage_version": 1}}, "old": {"rmp": {"rmp": {"rate": 1}}}}}
+    after = {"d": {"seas": {"rmp": {"rmp": {"rate": 2}, "stage_version": 1}}, "new": {"rmp": {"rmp": {"rate": 3}}}}}
+    assert changed_settings(before, after) == {("rmp.rate", "1", "2"): {"d/seas": ["rmp"]}}
+
+
+def write_results(values: dict[str, list[float | None]], rate: float) -> None:
+    name = "d/{}/seas/-/-/pixel/ap/seas/generated/seed{}"
+    numbers = {name.format(product, seed): v for product, seeds in values.items() for seed, v in enumerate(seeds)}
+    Path("results").mkdir(exist_ok=True)
+    Path("results/metrics.json").write_text(json.dumps(numbers))
+    Path("results/settings.json").write_text(json.dumps({"d": {"seas": {"rmp": {"rmp": {"rate": rate}}}}}))
+
+
+def git(*arguments):
+    name = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    return subprocess.run(["git", *name, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def test_two_revisions_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    git("init", "-q")
+    write_results({"bolt": [50.0, 51.0, 52.0], "nut": [10.0, 20.0, 30.0], "cap": [1.0, 1.0, None], "old": [1.0]}, 0.1)
+    git("add", "-A")
+    git("commit", "-qm", "one")
+    write_results({"bolt": [60.0, 61.0, 62.0], "nut": [11.0, 19.0, 33.0], "cap": [1.0, 1.0, None], "new": [1.0]}, 0.2)
+    text = compare("HEAD", None)
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in text.splitlines() if line.startswith("  ")}
+    assert rows["rmp.rate:"] == "0.1 → 0.2 (d/seas: rmp)"
+    assert rows["bolt"] == "pixel AP, - on generated 51.00 ± 1.00 61.00 ± 1.00 +10.00 BEYOND CHANCE"
+    assert rows["nut"] == "pixel AP, - on generated 20.00 ± 10.00 21.00 ± 11.14 +1.00 within chance"
+    assert "cap" not in rows
+    assert "1 of 3 numbers are equal, 2 differ." in text
+    assert "1 numbers are gone: d/seas." in text and "1 numbers are new: d/seas." in text
+    assert "2 differences were judged, 1 are beyond chance" in text
+    assert "4 of 4 numbers are equal, 0 differ." in compare("HEAD", "HEAD")
+    with pytest.raises(InputError, match="'nowhere' is no revision"):
+        compare("nowhere", None)
+    git("rm", "-q", "--cached", "results/metrics.json")
+    git("commit", "-qm", "two")
+    with pytest.raises(InputError, match="the revision 'HEAD' has no results/metrics.json"):
+        compare("HEAD", None)
