@@ -144,6 +144,18 @@ def test_of_many_at_once_one_gets_a_dead_runs_lock():
     assert sorted(taken) == [*[""] * 5, "taken\n"]
 
 
+def test_a_lock_that_was_renewed_meanwhile_is_put_back(monkeypatch):
+    """Between the look at a dead run's lock and its removal another run may have taken it."""
+    runs.LOCK.parent.mkdir()
+    dead, living = (runs.Holder("elsewhere", pid, "boot-1", "ada", 0.0, "", False) for pid in (1, 2))
+    runs.LOCK.write_text(json.dumps(dead._asdict()))
+    ticket = runs.LOCK.with_name(".run.here.3")
+    ticket.touch()
+    monkeypatch.setattr(runs, "_alive", lambda *_: runs.LOCK.write_text(json.dumps(living._asdict())) == 0)
+    runs._bury(runs.LOCK, ticket)
+    assert json.loads(runs.LOCK.read_text())["pid"] == 2
+
+
 def test_a_job_ends_with_its_run(holder):
     process, child = holder
     mark = json.loads(runs.LOCK.read_text())
