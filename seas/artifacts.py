@@ -103,6 +103,7 @@ def writing_file(path: Path) -> Iterator[Path]:
     partial = _sibling(path, "partial" + path.suffix)
     try:
         yield partial
+        _as_the_umask_wants(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -125,12 +126,21 @@ def writing_folder(path: Path, provenance: Provenance | None) -> Iterator[Path]:
         if provenance:
             write_json(asdict(provenance) | {"content": _content(partial)}, partial / MANIFEST)
             write_json(_run_facts(), partial / RUN)
+        for file in filter(Path.is_file, partial.rglob("*")):
+            _as_the_umask_wants(file)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(_sibling(path, "working"), ignore_errors=True)
     remove(stale(path))
+
+
+def _as_the_umask_wants(file: Path) -> None:
+    """Give a file the permissions that any new file has; safetensors writes files that nobody else may read."""
+    umask = os.umask(0)
+    os.umask(umask)
+    file.chmod(0o666 & ~umask)
 
 
 def _content(folder: Path) -> dict[str, str]:

@@ -2,9 +2,13 @@
 
 import errno
 import json
+import os
+import stat
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from seas.artifacts import (
     Provenance,
@@ -52,6 +56,19 @@ def test_a_folder_input_is_hashed_by_its_manifest(tmp_path):
     hashes = Provenance.of("s", 1, {}, 0, {"a": tmp_path / "one", "b": tmp_path / "other"}).inputs
     assert hashes["a"] == sha256(tmp_path / "one/manifest.json")
     assert hashes["a"] != hashes["b"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_others_may_read_and_write_what_the_umask_says(umask, mode, tmp_path):
+    before = os.umask(umask)
+    with writing_folder(tmp_path / "made", MADE) as folder:
+        (folder / "inner").mkdir()
+        save_file({"a": torch.zeros(1)}, folder / "inner/weights.safetensors")
+    with writing_file(tmp_path / "one.safetensors") as partial:
+        save_file({"a": torch.zeros(1)}, partial)
+    os.umask(before)
+    files = [tmp_path / "made/inner/weights.safetensors", tmp_path / "made/manifest.json", tmp_path / "one.safetensors"]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {mode}
 
 
 def test_a_failed_writer_leaves_what_was_there(tmp_path):
