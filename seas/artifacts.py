@@ -126,8 +126,9 @@ def writing_folder(path: Path, provenance: Provenance | None) -> Iterator[Path]:
         if provenance:
             write_json(asdict(provenance) | {"content": _content(partial)}, partial / MANIFEST)
             write_json(_run_facts(), partial / RUN)
-        for file in filter(Path.is_file, partial.rglob("*")):
-            _as_the_umask_wants(file)
+        for file in partial.rglob("*"):
+            if file.is_file() and file.stat().st_nlink == 1:  # a link is another artifact's file
+                _as_the_umask_wants(file)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(partial, path)
     finally:

@@ -63,12 +63,16 @@ def test_others_may_read_and_write_what_the_umask_says(umask, mode, tmp_path):
     before = os.umask(umask)
     with writing_folder(tmp_path / "made", MADE) as folder:
         (folder / "inner").mkdir()
+        (tmp_path / "base").write_text("x")
+        (tmp_path / "base").chmod(0o444)
+        (folder / "linked").hardlink_to(tmp_path / "base")
         save_file({"a": torch.zeros(1)}, folder / "inner/weights.safetensors")
     with writing_file(tmp_path / "one.safetensors") as partial:
         save_file({"a": torch.zeros(1)}, partial)
     os.umask(before)
     files = [tmp_path / "made/inner/weights.safetensors", tmp_path / "made/manifest.json", tmp_path / "one.safetensors"]
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {mode}
+    assert stat.S_IMODE((tmp_path / "base").stat().st_mode) == 0o444
 
 
 def test_a_failed_writer_leaves_what_was_there(tmp_path):
