@@ -23,6 +23,8 @@ SITE = Path("/etc/slurm/slurm.conf")
 """The one file outside the test's folder: the plugin strips SLURM_CONF from the environment of the srun in a job."""
 POLICY = Path("/usr/sbin/policy-rc.d")
 NODES = ("node1", "node2")
+CPUS = max(4, (os.cpu_count() or 1) + 1)
+"""What each node claims: more than this machine has, so that what limits a job to this machine is seen."""
 CONF = """
 ClusterName=seas
 SlurmctldHost={host}(127.0.0.1)
@@ -58,8 +60,8 @@ JobRequeue=0
 JobCompType=jobcomp/filetxt
 JobCompLoc={folder}/log/jobs.txt
 AccountingStorageType=accounting_storage/none
-NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 RealMemory=12000
-NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 RealMemory=12000 Gres=gpu:fake:2
+NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus} RealMemory=12000
+NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus} RealMemory=12000 Gres=gpu:fake:2
 PartitionName=cpu Nodes=node1,node2 Default=YES MaxTime=600 State=UP
 PartitionName=gpu Nodes=node2 MaxTime=600 State=UP
 """
@@ -93,7 +95,7 @@ class Slurm:
         devices = [self.folder / f"dev/gpu{number}" for number in (0, 1)]
         for device in devices:
             os.mknod(device, 0o20666, os.makedev(1, 3))
-        conf = CONF.format(folder=self.folder, host=socket.gethostname().split(".")[0], ports=_free_ports(3))
+        conf = CONF.format(folder=self.folder, host=socket.gethostname().split(".")[0], ports=_free_ports(3), cpus=CPUS)
         (self.folder / "slurm.conf").write_text(conf)
         (self.folder / "gres.conf").write_text(f"NodeName=node2 Name=gpu Type=fake File={self.folder}/dev/gpu[0-1]\n")
         (self.folder / "cgroup.conf").write_text("CgroupAutomount=no\n")

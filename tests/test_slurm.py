@@ -5,6 +5,7 @@ Run by `make test-slurm`. What the scheduler itself recorded is asserted, not on
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -17,7 +18,7 @@ import pytest
 import yaml
 from test_workflow import TINY, make_house
 
-from slurm import REQUIRE, Slurm, Unavailable, processes_in, until
+from slurm import CPUS, REQUIRE, Slurm, Unavailable, processes_in, until
 
 pytestmark = pytest.mark.slurm
 
@@ -81,7 +82,8 @@ def finished(cluster, tmp_path_factory):
     """The whole chain, with a photograph's mask that is damaged until the first job has failed over it."""
     house = make_house(tmp_path_factory.mktemp("slurm") / "house")
     (house / "slurm").symlink_to("workflow/profiles/slurm")
-    (house / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"generator": LONG}))
+    compute = {"threads": TINY["compute"]["threads"] | {"metrics": CPUS}}
+    (house / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"generator": LONG, "compute": compute}))
     mask = house / "data/mine/washer/ground_truth/rust/001_mask.png"
     content = mask.read_bytes()
     mask.write_bytes(bytes(len(content)))  # the same size: the run's plan does not change when it is mended
@@ -108,6 +110,10 @@ def test_what_a_job_asks_of_the_scheduler(finished, cluster):
     with_gpu = [job for job in cluster.records() if "gpu" in job.get("TresPerJob", "")]
     assert [job["Comment"].split("_wildcards")[0] for job in with_gpu] == ["rule_generator"]
     assert with_gpu[0]["Partition"] == "gpu" and with_gpu[0]["NodeList"] == "node2"
+    # The machine that submits limits neither the threads of a job nor the number of GPU jobs.
+    assert of_rule(cluster, finished, "metrics")[0]["NumCPUs"] == str(CPUS)
+    (provided,) = re.findall("Provided resources: .*", (finished / "output.txt").read_text())
+    assert "runtime" in provided and "gpu" not in provided
     (report,) = of_rule(cluster, finished, "report")
     assert (memory(report), report["TimeLimit"], report["NumCPUs"]) == (3100, "00:20:00", "1")
 

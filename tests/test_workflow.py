@@ -209,17 +209,14 @@ class TestClusterProfile:
         found = {}
         for block in re.split(r"\n\s*(?=rule |localrule )", text)[1:]:
             numbers = re.search(r"resources: (.*)", block)
-            threads = re.search(r"threads: (\d+)", block)
-            asked = dict(part.split("=", 1) for part in numbers[1].split(", ")) if numbers else {}
-            found[block.split()[1].rstrip(":")] = asked | {"threads": threads[1] if threads else "1"}
+            found[block.split()[1].rstrip(":")] = dict(part.split("=", 1) for part in numbers[1].split(", "))
         return found
 
-    def test_the_machine_that_submits_limits_nothing(self, finished):
-        threads = dict.fromkeys(("base", "generator", "rmp", "generation", "metrics", "downstream"), 500)
-        found = self.asked(finished, compute={"device": "cuda", "threads": threads})
-        assert found["generator"]["threads"] == "500"
+    def test_the_jobs_that_ask_for_a_gpu(self, finished):
+        found = self.asked(finished, compute={"device": "cuda"})
         with_gpu = {rule for rule, asked in found.items() if asked.get("gpu") == "1"}
         assert with_gpu == {"base_model", "generator", "rmp", "generation", "metrics", "downstream"}
+        assert not any(asked.get("gpu") == "1" for asked in self.asked(finished).values())
 
     def test_the_sites_block_of_the_profile(self, finished):
         """The commented entries, with their comment signs taken away."""
