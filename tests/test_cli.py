@@ -1,5 +1,8 @@
 """The command line: each command on real input, and its faults."""
 
+import shutil
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
@@ -7,6 +10,7 @@ from typer.testing import CliRunner
 from seas.cli import app
 
 RUN = CliRunner()
+REPOSITORY = Path(__file__).parent.parent
 
 
 def test_help_names_every_command():
@@ -20,12 +24,11 @@ def test_miniature_and_check(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config/datasets").mkdir(parents=True)
-    (tmp_path / "config/experiments").mkdir()
+    shutil.copytree(REPOSITORY / "config/experiments", tmp_path / "config/experiments")
     monkeypatch.setattr(miniature, "write_miniature", _small(miniature.write_miniature))
     assert RUN.invoke(app, ["miniature", "data/mine"]).exit_code == 0
     RUN.invoke(app, ["settings"])
     (tmp_path / "config/datasets/mine.yaml").write_text("root: data/mine\n")
-    (tmp_path / "config/experiments/seas.yaml").write_text("description: x\n")
     (tmp_path / "small.yaml").write_text("base: {pretrained: null}\ndata: {image_size: 32}\n")
     result = RUN.invoke(app, ["check", "mine", "--config", "small.yaml", "--out", "sheets"])
     assert result.exit_code == 0, result.output

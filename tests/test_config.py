@@ -34,7 +34,9 @@ STATIONS = ("data", "base", "generator", "rmp", "generation", "metrics", "downst
 def added_jobs(experiment: str) -> dict[str, int]:
     """By hand, from the experiment's file alone: how many jobs of each stage it adds, for one product and three arms."""
     changes = yaml.safe_load((REPOSITORY / f"config/experiments/{experiment}.yaml").read_text()).get("settings", {})
-    return JOBS[next((station for station in STATIONS if station in changes), None)]
+    jobs = JOBS[next((station for station in STATIONS if station in changes), None)]
+    arms = changes.get("downstream", {}).get("trained_on")
+    return jobs | {"downstream": len(arms)} if arms else jobs
 
 
 @pytest.fixture
