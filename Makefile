@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check-style
+.PHONY: help demo test test-slow test-slurm check-style
 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
@@ -11,6 +11,7 @@ help:
 	@echo "make demo       set up .venv and run the whole chain on the miniature dataset (CPU, about 15 minutes at most)"
 	@echo "make test       set up .venv and run the tests (CPU, about 15 minutes at most)"
 	@echo "make test-slow  the slower tests: the workflow for real, killed and resumed"
+	@echo "make test-slurm the cluster profile on a real SLURM on this machine, as root (about 10 minutes)"
 	@echo "make check-style  ruff and snakefmt"
 
 # The environment, from the lock; made anew when the lock changes.
@@ -43,6 +44,10 @@ test: .venv/made
 test-slow: .venv/made
 	@echo "== slower tests"
 	$(BIN)/python -m pytest -m slow --durations=10
+
+test-slurm: .venv/made
+	@echo "== a SLURM on loopback (SEAS_REQUIRE_SLURM=1 installs its packages, and nothing is skipped)"
+	$(BIN)/python -m pytest -m slurm --durations=10
 
 check-style: .venv/made
 	$(BIN)/ruff check .

@@ -1,11 +1,13 @@
 """The front door: configuration, rules, and what a run should leave behind."""
 
 import re
+import sys
 
 from snakemake.exceptions import WorkflowError
 
 from seas.config import Workflow
 from seas.errors import InputError
+from seas.runs import take_lock
 
 
 configfile: "config/config.yaml"
@@ -30,7 +32,15 @@ wildcard_constraints:
     product=one_of(flow.every_product()),
     model=r"[a-z0-9_]+",
     trained_on=r"[a-z_+]+",
+    shard=r"\d+",
     scope=one_of(["all", *flow.every_product()]),
+
+
+onstart:
+    try:
+        take_lock(on_cluster=not workflow.local_exec)
+    except (InputError, OSError) as fault:
+        sys.exit(f"seas: {fault}")
 
 
 rule all:
@@ -38,6 +48,7 @@ rule all:
         flow.results(),
 
 
+include: "workflow/rules/resources.smk"
 include: "workflow/rules/base.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/generator.smk"

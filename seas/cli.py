@@ -93,6 +93,29 @@ def predict(
         print(f"Decisions: {out / 'predictions.csv'}")
 
 
+CONFIG = typer.Option(help="configuration files, laid over config/config.yaml")
+
+
+@app.command()
+def progress(config: Annotated[list[Path], CONFIG] = []) -> None:  # noqa: B006
+    """Show which product is at which stage, what is at work, what failed, and where its log is."""
+    with reporting_faults():
+        from seas.config import load_workflow
+        from seas.progress import progress_page
+
+        print(progress_page(load_workflow(config)))
+
+
+@app.command()
+def cost(config: Annotated[list[Path], CONFIG] = []) -> None:  # noqa: B006
+    """Estimate what a run costs: jobs, hours of GPUs and CPUs, disk, and the longest path."""
+    with reporting_faults():
+        from seas.config import load_workflow
+        from seas.cost import cost_page
+
+        print(cost_page(load_workflow(config)))
+
+
 @app.command()
 def miniature(
     out: Annotated[Path, typer.Argument(help="folder to write")] = Path("data/miniature"),

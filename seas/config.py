@@ -16,8 +16,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError, field_validator
 
-from seas.artifacts import read_manifest, sha256
-from seas.base.pretrained import check_base, check_stable_diffusion, find_base
+from seas.artifacts import read_manifest, read_table, sha256
+from seas.base.pretrained import check_base, check_stable_diffusion, find_base, parameters
 from seas.base.settings import PAPER_BASE, BaseSettings
 from seas.data.settings import DataSettings
 from seas.downstream.settings import DownstreamSettings
@@ -26,6 +26,7 @@ from seas.generation.settings import GenerationSettings
 from seas.generator.settings import GeneratorSettings
 from seas.metrics.settings import MetricsSettings
 from seas.report.settings import ReportSettings
+from seas.resources import Work, work
 from seas.rmp.settings import RmpSettings
 from seas.settings import ComputeSettings, StationSettings, setting
 from seas.weights import has_paper_weights
@@ -98,7 +99,7 @@ class Settings(StationSettings):
 
     def obeyed_by(self, stage: str) -> dict[str, Any]:
         """The settings that the stage and all stages left of it obey, as plain values."""
-        content = self.model_dump(mode="json")
+        content = self.model_dump(mode="json") | {"generation": self.generation.of_an_image()}
         return {path: functools.reduce(dict.__getitem__, path.split("."), content) for path in STAGE_SECTIONS[stage]}
 
 
@@ -348,6 +349,7 @@ class Workflow:
                 check_base(folder)
                 if settings.base.name == PAPER_BASE:
                     check_stable_diffusion(folder)
+                parameters(folder / "unet")
                 continue
             where, made_of = f"{experiment} on {dataset}", (settings.base, settings.compute)
             other, first = built.setdefault(settings.base.name, (where, made_of))
@@ -400,6 +402,12 @@ class Workflow:
         """The split table of a product."""
         return f"{self.folder(dataset, experiment, seed, 'split')}/{product}.parquet"
 
+    def shards(self, dataset: str, experiment: str, seed: int | str, product: str) -> list[str]:
+        """The folders in which the shards of a product's generated set are made; none where it is made in one piece."""
+        number = self.settings(dataset, experiment).generation.shards
+        folder = self.folder(dataset, experiment, seed, "generation").removesuffix("generation") + f"shards/{product}"
+        return [f"{folder}/{shard}" for shard in range(number)] if number > 1 else []
+
     def base(self, dataset: str, experiment: str) -> str:
         """The folder of the base that an experiment starts from."""
         base = self.settings(dataset, experiment).base
@@ -415,6 +423,8 @@ class Workflow:
         content = {name: getattr(settings, name).model_dump(mode="json") for name in sections}
         if "downstream" in content:
             content["downstream"] = settings.downstream.of_an_arm()
+        if "generation" in content:
+            content["generation"] = settings.generation.of_an_image()
         if stage:
             content["compute"] = settings.compute.of(stage).model_dump(mode="json")
         return content
@@ -426,6 +436,33 @@ class Workflow:
     def threads(self, dataset: str, experiment: str, stage: str) -> int:
         """CPU threads of one job."""
         return self.settings(dataset, experiment).compute.threads[stage]
+
+    def work(self, stage: str, wildcards: Mapping[str, str]) -> Work:
+        """What one job does; ``wildcards`` name it as its rule does."""
+        if "base" in wildcards:
+            settings = self.base_named(wildcards["base"])
+        elif "experiment" in wildcards:
+            settings = self.settings(wildcards["dataset"], wildcards["experiment"])
+        else:
+            return Work(stage)
+        types = len(self.types(wildcards["dataset"], wildcards["product"])) if "product" in wildcards else 0
+        return work(stage, settings, types=types, parameters=self._unet_parameters(settings))
+
+    @functools.cache
+    def types(self, dataset: str, product: str) -> list[str]:
+        """The anomaly types of a product, without opening an image; where its photographs are not, those of its index."""
+        file = self.datasets[dataset]
+        if file.root.is_dir():
+            return self._readers()[file.layout].list_types(file.root, product)
+        index = read_table(Path(f"results/{dataset}/data/{product}.parquet"))
+        return sorted(set(index["type"]) - {"good"})
+
+    @staticmethod
+    def _unet_parameters(settings: Settings) -> int:
+        if settings.base.pretrained:
+            return parameters(find_base(settings.base.pretrained) / "unet")
+        # Measured: 11.5 M for (64, 128, 160, 160), 7.4 M for (64, 96, 128, 128).
+        return 160 * sum(channels**2 for channels in settings.base.unet_channels)
 
     def runs(self) -> list[tuple[str, str, int]]:
         """Every (dataset, experiment, seed) that was asked for."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from seas.errors import InputError
+from seas.runs import watch_run
 
 
 class _Tee:
@@ -72,6 +73,7 @@ def job(log: str) -> Iterator[None]:
 
     A fault ends the job with one sentence on the screen; the traceback of an unexpected one lies beside the log.
     """
+    watch_run()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     path = Path(log)
     file = _opened(path)

@@ -130,7 +130,7 @@ def _experiments() -> Iterator[str]:
     for path in sorted(EXPERIMENTS.glob("*.yaml")):
         file = read_experiment(path.stem)
         changes = ", ".join(f"`{name}: {_inline(value)}`" for name, value in _leaves(file.settings))
-        tables = ", ".join(map(str, printed[file.variant])) if file.variant else ""
+        tables = ", ".join(map(str, printed.get(file.variant, ())))
         variant = f"`{file.variant}` ({tables})" if file.variant else ""
         yield f"| `{path.stem}` | {' < '.join(lineage(path.stem)[1:])} | {changes} | {variant} | {file.description} |"
 
@@ -148,7 +148,7 @@ def _table(
     names: list[str] | None = None,
     columns: Mapping[str, StationSettings] | None = None,
 ) -> list[str]:
-    """One row for each setting, with its value in each of ``columns``, or with its default."""
+    """One row for each setting, with its value in each of ``columns`` (bold where it is not the first's), or its default."""
     headings = ["setting", *(columns or ["default"]), "allowed", "meaning", "source"]
     rows = [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
     for name, field in model.model_fields.items():
@@ -160,7 +160,7 @@ def _table(
         unit = f" [{extra['unit']}]" if "unit" in extra else ""
         cells = (
             f"`{name}`",
-            *(f"`{value}`" for value in values),
+            *(f"`{value}`" if value == values[0] else f"**`{value}`**" for value in values),
             _allowed(model, name),
             f"{field.description}{unit}",
             extra.get("source", ""),

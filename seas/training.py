@@ -139,6 +139,7 @@ def write_trained(
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             write_table(save(unfinished), unfinished / LOSSES)
+            del save  # and the model with it, before the next one is loaded
             os.replace(unfinished, piece)
             shutil.rmtree(checkpoints, ignore_errors=True)
     with writing_folder(output, provenance) as folder:

@@ -40,6 +40,12 @@ class Miniature(NamedTuple):
     split: Path
 
 
+def pytest_collection_modifyitems(config, items):
+    """Tests that start a SLURM run only where they are named, by `-m slurm`."""
+    if "slurm" not in config.option.markexpr:
+        items[:] = [item for item in items if "slurm" not in item.keywords]
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """Equality is bitwise for one number of threads; the tests use one."""

@@ -27,7 +27,9 @@ def test_miniature_and_check(tmp_path, monkeypatch):
     shutil.copytree(REPOSITORY / "config/experiments", tmp_path / "config/experiments")
     monkeypatch.setattr(miniature, "write_miniature", _small(miniature.write_miniature))
     assert RUN.invoke(app, ["miniature", "data/mine"]).exit_code == 0
-    RUN.invoke(app, ["settings"])
+    for experiment in ("seas", "released_code"):
+        (tmp_path / f"config/experiments/{experiment}.yaml").write_text("description: x\n")
+    assert RUN.invoke(app, ["settings"]).exit_code == 0
     (tmp_path / "config/datasets/mine.yaml").write_text("root: data/mine\n")
     (tmp_path / "small.yaml").write_text("base: {pretrained: null}\ndata: {image_size: 32}\n")
     result = RUN.invoke(app, ["check", "mine", "--config", "small.yaml", "--out", "sheets"])

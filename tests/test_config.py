@@ -99,6 +99,17 @@ def test_a_stage_with_the_parents_settings_is_the_parents_folder(project, experi
     assert flow(**ALL).owner("mine", experiment, stage) == owner
 
 
+def test_the_number_of_shards_makes_no_other_set(project):
+    (project / "config/experiments/sharded.yaml").write_text("extends: seas\nsettings: {generation: {shards: 3}}\n")
+    workflow = flow(experiments=["sharded"])
+    settings = workflow.settings("mine", "sharded")
+    assert workflow.owner("mine", "sharded", "metrics") == "seas"
+    assert "shards" not in workflow.parameters(settings, "generation")["generation"]
+    folder = "results/mine/seas/seed0/shards/bolt"
+    assert workflow.shards("mine", "sharded", 0, "bolt") == [f"{folder}/{shard}" for shard in range(3)]
+    assert workflow.shards("mine", "seas", 0, "bolt") == []
+
+
 def test_experiments_that_differ_in_the_shots_alone_are_known(project):
     workflow = flow(experiments=["two", "two_tau", "tau"])
     found = {name: workflow.all_shots("mine", name) for name in ("seas", "two", "tau", "two_tau")}

@@ -19,7 +19,7 @@ from seas.config import (
     read_experiment,
 )
 from seas.data.split import split_samples
-from seas.generation.diffusion import generate_product
+from seas.generation import diffusion
 from seas.generation.sampler import PairSampler
 from seas.generation.settings import GenerationSettings
 from seas.generator.attention import cross_attention_of
@@ -164,7 +164,18 @@ def apart(bench: Bench, name: str, tmp_path) -> None:
     train_rmp(generator, *common, settings.rmp.model_copy(update={"updates_per_type": 1}), data, CPU, 0, output=rmp)
     assert sorted(path.name for path in rmp.iterdir() if path.is_dir()) == types
     few = GenerationSettings(pairs_per_type=1, normals=3, steps=3, batch_size=1, redraws=0)
-    generate_product(generator, rmp, few, CPU, 0, output=tmp_path / "generation/washer")
+    shares: list[tuple[list[str], str, list[int]]] = []
+
+    def noted(sampler, anomaly_type, indices, pieces, label):
+        shares.append((sampler.prompts.types, anomaly_type, list(indices)))
+        make(sampler, anomaly_type, indices, pieces, label)
+
+    make = diffusion._make
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diffusion, "_make", noted)
+        diffusion.generate_product(generator, rmp, few, CPU, 0, output=tmp_path / "generation/washer")
+    expected = [([only], name, [k if name == "good" else 0]) for k, only in enumerate(types) for name in (only, "good")]
+    assert shares == expected, "each model makes the pairs of its type and its share of the normals"
     images = read_table(tmp_path / "generation/washer/images.parquet")
     assert images.type.value_counts().to_dict() == dict.fromkeys(types, 1) | {"good": 3}
     assert list(images[images.type == "good"]["index"]) == [0, 1, 2]

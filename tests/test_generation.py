@@ -18,7 +18,7 @@ from seas.errors import InputError
 from seas.generation import sampler as sampler_module
 from seas.generation.by_hand import generate_by_hand
 from seas.generation.crop_and_paste import crop_and_paste_product, paste
-from seas.generation.diffusion import generate_product, generate_tree
+from seas.generation.diffusion import generate_product, generate_tree, merge_shards
 from seas.generation.sampler import Generated, PairSampler, first_timestep, sampling_scheduler, timesteps_from
 from seas.generation.settings import GenerationSettings
 from seas.generator.pipeline import load_pipeline, load_start_normals
@@ -147,6 +147,21 @@ class TestTree:
         assert set(shard) == {"test/rust/0002.png", "ground_truth/rust/0002_mask.png"}
         assert all(folder_bytes(tree)[name] == content for name, content in shard.items())
 
+    @pytest.mark.parametrize("shards", [2, 5])
+    def test_merged_shards_are_the_tree_of_one_piece(self, shards, tree, generator, rmp, tmp_path, monkeypatch):
+        settings = FEW.model_copy(update={"shards": shards})
+        folders = [tmp_path / f"shards/washer/{shard}" for shard in range(shards)]
+        for shard, folder in enumerate(folders):
+            generate_product(generator, rmp, settings, CPU, 0, shard=shard, output=folder)
+        counts = [len(pd.read_parquet(folder / "images.parquet")) for folder in folders]
+        assert sum(counts) == 11 and max(counts) < 11
+        monkeypatch.setattr(PairSampler, "make", None)
+        merge_shards(folders, generator, rmp, settings, CPU, 0, output=tmp_path / "washer")
+        assert folder_bytes(tmp_path / "washer") == folder_bytes(tree)
+        assert (tmp_path / "washer/manifest.json").read_bytes() == (tree / "manifest.json").read_bytes()
+        row = pd.read_parquet(tree / "images.parquet").iloc[0]
+        assert (tmp_path / "washer" / row.image).stat().st_nlink == 2
+
     def test_another_seed_gives_other_images(self, tree, generator, rmp, tmp_path):
         generate_tree(generator, rmp, {"rust": range(1)}, FEW, CPU, 1, output=tmp_path / "other")
         assert folder_bytes(tmp_path / "other")["test/rust/0000.png"] != folder_bytes(tree)["test/rust/0000.png"]
@@ -170,7 +185,7 @@ class TestSampler:
         """A stand-in for a GPU's memory that holds three images at once."""
         sampler.batch_size, sizes, unet = 8, [], sampler.pipeline.unet.forward
         wanted = [(index, 0) for index in range(5)]
-        whole = sampler.make("good", wanted)
+        whole = sampler.make("dent", wanted)
 
         def forward(latents, *rest):
             sizes.append(len(latents) // 2)
@@ -179,8 +194,9 @@ class TestSampler:
             return unet(latents, *rest)
 
         monkeypatch.setattr(sampler.pipeline.unet, "forward", forward)
-        made = sampler.make("good", wanted)
+        made = sampler.make("dent", wanted)
         assert sorted(set(sizes), reverse=True) == [8, 4, 2] and sampler.batch_size == 2
+        assert not any(block._forward_hooks for block in sampler.pipeline.unet.up_blocks), "a recorder was left behind"
         assert all(np.abs(a.image.astype(int) - b.image).max() <= 1 for a, b in zip(whole, made, strict=True))
 
         def never(latents, *rest):
@@ -188,7 +204,7 @@ class TestSampler:
 
         monkeypatch.setattr(sampler.pipeline.unet, "forward", never)
         with pytest.raises(InputError, match="does not hold the making of one image"):
-            sampler.make("good", wanted)
+            sampler.make("dent", wanted)
 
     def test_the_automatic_batch_is_8_on_a_cpu(self, sampler):
         rest = (sampler.pipeline, sampler.rmp, sampler.prompts, sampler.start)

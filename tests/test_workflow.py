@@ -17,7 +17,9 @@ import pytest
 import yaml
 from test_config import SHIPPED, added_jobs
 
+from seas.config import load_workflow
 from seas.data.miniature import write_miniature
+from seas.plan import planned as planned_jobs
 
 REPOSITORY = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -176,6 +178,68 @@ class TestRuns:
         image.write_bytes(before)
         assert plan["index"] == 1
 
+    def test_the_plan_of_cost_and_progress_is_snakemakes(self, finished, monkeypatch):
+        monkeypatch.chdir(finished)
+        jobs = planned_jobs(load_workflow([Path("config/demo.yaml"), Path("tiny.yaml")])).values()
+        rules = {"base": "base_model"}
+        assert Counter(rules.get(job.stage, job.stage) for job in jobs) == dict.fromkeys(CHAIN, 1) | {"downstream": 3}
+        for job in jobs:
+            assert job.finished and job.log.is_file(), job
+            assert all(path.exists() for path in job.after)
+
+    def test_shards_change_no_image(self, finished, tmp_path):
+        house = tmp_path / "house"
+        shutil.copytree(finished, house, symlinks=True)
+        tree = Path("results/mine/seas/seed0/generation/washer")
+        shutil.rmtree(house / tree)
+        file = changed(house, generation={"shards": 2})
+        assert planned(house, file, "--", str(tree)) == {"generation_shard": 2, "generation": 1}
+        snakemake(house, file, "--", str(tree))
+        assert contents(house)[str(tree / "manifest.json")] == contents(finished)[str(tree / "manifest.json")]
+        assert not list((house / tree.parent.parent / "shards").rglob("*.png"))
+
+
+class TestClusterProfile:
+    """What a job would ask for, by a dry run through the slurm profile; tests/test_slurm.py submits it."""
+
+    def asked(self, house, *arguments, **sections):
+        (house / "slurm").unlink(missing_ok=True)
+        (house / "slurm").symlink_to("workflow/profiles/slurm")
+        text = snakemake(house, "-n", "--forceall", "--profile", "slurm", changed(house, **sections), *arguments)
+        found = {}
+        for block in re.split(r"\n\s*(?=rule |localrule )", text)[1:]:
+            numbers = re.search(r"resources: (.*)", block)
+            threads = re.search(r"threads: (\d+)", block)
+            asked = dict(part.split("=", 1) for part in numbers[1].split(", ")) if numbers else {}
+            found[block.split()[1].rstrip(":")] = asked | {"threads": threads[1] if threads else "1"}
+        return found
+
+    def test_the_machine_that_submits_limits_nothing(self, finished):
+        threads = dict.fromkeys(("base", "generator", "rmp", "generation", "metrics", "downstream"), 500)
+        found = self.asked(finished, compute={"device": "cuda", "threads": threads})
+        assert found["generator"]["threads"] == "500"
+        with_gpu = {rule for rule, asked in found.items() if asked.get("gpu") == "1"}
+        assert with_gpu == {"base_model", "generator", "rmp", "generation", "metrics", "downstream"}
+
+    def test_the_sites_block_of_the_profile(self, finished):
+        """The commented entries, with their comment signs taken away."""
+        profile = finished / "workflow/profiles/slurm/profile.yaml"
+        before = profile.read_text()
+        entry = (
+            r"set-resources|slurm_\w+|gpu_model|base_model|generator|rmp|generation_shard|generation|metrics|downstream"
+        )
+        profile.write_text(re.sub(rf"(?m)^( *)# ( *(?:{entry}):)", r"\1\2", before))
+        found = self.asked(finished, compute={"device": "cuda"})
+        profile.write_text(before)
+        on_gpu = {"base_model", "generator", "rmp", "generation", "metrics", "downstream"}
+        assert {rule for rule, asked in found.items() if asked.get("gpu_model") == "a100"} == on_gpu
+        assert all(asked["slurm_partition"] == ("gpu" if rule in on_gpu else "cpu") for rule, asked in found.items())
+        assert {asked["slurm_account"] for asked in found.values()} == {"myproject"}
+
+    def test_a_request_is_cut_to_the_sites_limits(self, finished):
+        found = self.asked(finished, "--resources", "runtime=7", "mem_mb=900")
+        assert (found["generator"]["runtime"], found["generator"]["mem_mb"]) == ("7", "900")
+
 
 class TestFaults:
     def test_a_wrong_key_ends_before_the_first_job(self, finished):
@@ -236,7 +300,6 @@ def test_killed_at_random_moments_it_ends_the_same(finished, tmp_path):
         time.sleep(draws.uniform(8, 30))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        snakemake(house, "--unlock")
     snakemake(house)
     assert contents(house) == contents(finished)
     tables = [pd.read_parquet(h / "results/report/tables/results.parquet") for h in (house, finished)]

@@ -1,5 +1,6 @@
 """A base that the user brings: where it lies, and what its folder must hold. Nothing here loads a network."""
 
+import functools
 import json
 import math
 import re
@@ -104,6 +105,7 @@ def check_stable_diffusion(folder: Path) -> None:
             )
 
 
+@functools.cache
 def parameters(folder: Path) -> int:
     """How many parameters the weights of one part have, read from the heads of its safetensors files.
 

@@ -50,6 +50,11 @@ def list_products(root: Path) -> list[str]:
     return products
 
 
+def list_types(root: Path, product: str) -> list[str]:
+    """The anomaly types of a product, by name."""
+    return sorted(folder.name for folder in _folders(Path(root) / product / "test") if folder.name != "good")
+
+
 def list_samples(root: Path, product: str) -> list[Sample]:
     """The photographs of a product, by folder, type and name.
 

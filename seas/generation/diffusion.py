@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from seas.artifacts import MEASURED, Provenance, working_folder, write_json, writing_folder
+from seas.artifacts import MEASURED, Provenance, read_table, working_folder, write_json, writing_folder
 from seas.errors import InputError
 from seas.generation.sampler import PairSampler
 from seas.generation.settings import STAGE_VERSION, GenerationSettings
-from seas.generation.tree import write_generated, write_images_table
+from seas.generation.tree import TABLE, write_generated, write_images_table
 from seas.generator.pipeline import load_pipeline, load_start_normals
 from seas.generator.prompts import Prompts, models_of
 from seas.rmp.train import load_rmp
@@ -27,15 +27,73 @@ WRITERS = 2
 
 
 def generate_product(
-    generator: Path, rmp: Path, settings: GenerationSettings, compute: ComputeSettings, seed: int, *, output: Path
+    generator: Path,
+    rmp: Path,
+    settings: GenerationSettings,
+    compute: ComputeSettings,
+    seed: int,
+    *,
+    shard: int | None = None,
+    output: Path,
 ) -> None:
     """Write ``pairs_per_type`` pairs of each of the generator's types and ``normals`` normals as an MVTec-AD tree.
 
+    With ``shard``, a number below ``settings.shards``, only that shard's images of each type.
+
     Raises InputError when the generator or the mask branch is missing, damaged or of another base.
     """
-    types = [name for model in models_of(generator) for name in Prompts.load(model).types]
-    wanted = {name: range(settings.pairs_per_type) for name in types} | {"good": range(settings.normals)}
+    wanted = _wanted(generator, settings)
+    if shard is not None:
+        wanted = {name: _part(indices, shard, settings.shards) for name, indices in wanted.items()}
     generate_tree(generator, rmp, wanted, settings, compute, seed, output=output)
+
+
+def merge_shards(
+    shards: Sequence[Path],
+    generator: Path,
+    rmp: Path,
+    settings: GenerationSettings,
+    compute: ComputeSettings,
+    seed: int,
+    *,
+    output: Path,
+) -> None:
+    """Write the tree of ``generate_product`` from its finished shards; the files are linked, nothing is computed."""
+    provenance = _provenance(generator, rmp, _wanted(generator, settings), settings, compute, seed)
+    with writing_folder(output, provenance) as folder:
+        for shard in shards:
+            _link_parts(shard, folder)
+        tables = [read_table(shard / TABLE) for shard in shards]
+        write_images_table([row for table in tables for row in table.to_dict("records")], folder)
+
+
+def _wanted(generator: Path, settings: GenerationSettings) -> dict[str, range]:
+    types = [name for model in models_of(generator) for name in Prompts.load(model).types]
+    return {name: range(settings.pairs_per_type) for name in types} | {"good": range(settings.normals)}
+
+
+def _part(indices: range, shard: int, shards: int) -> range:
+    return indices[len(indices) * shard // shards : len(indices) * (shard + 1) // shards]
+
+
+def _provenance(
+    generator: Path,
+    rmp: Path | None,
+    wanted: Mapping[str, Sequence[int]],
+    settings: GenerationSettings,
+    compute: ComputeSettings,
+    seed: int,
+) -> Provenance:
+    obeyed = {"generation": settings.of_an_image(), "compute": compute.model_dump(mode="json")}
+    obeyed["wanted"] = {name: [min(indices), max(indices)] for name, indices in wanted.items() if len(indices)}
+    inputs = {"generator": generator} | ({"rmp": rmp} if rmp else {})
+    return Provenance.of("generation", STAGE_VERSION, obeyed, seed, inputs)
+
+
+def _link_parts(tree: Path, folder: Path) -> None:
+    for part in ("train", "test", "ground_truth"):
+        if (tree / part).is_dir():
+            shutil.copytree(tree / part, folder / part, copy_function=os.link, dirs_exist_ok=True)
 
 
 def generate_tree(
@@ -54,10 +112,7 @@ def generate_tree(
     same tree comes out whatever was made before, beside it, or on another machine's shard.
     """
     device = prepare_device(compute)
-    obeyed = {name: part.model_dump(mode="json") for name, part in (("generation", settings), ("compute", compute))}
-    obeyed["wanted"] = {name: [min(indices), max(indices)] for name, indices in wanted.items() if len(indices)}
-    inputs = {"generator": generator} | ({"rmp": rmp} if rmp else {})
-    provenance = Provenance.of("generation", STAGE_VERSION, obeyed, seed, inputs)
+    provenance = _provenance(generator, rmp, wanted, settings, compute, seed)
 
     models = models_of(generator)
     known = {name: model for model in models for name in Prompts.load(model).types}
@@ -71,7 +126,7 @@ def generate_tree(
         prompts = Prompts.load(model)
         # Models of single types share the normals.
         shares = {name: indices for name, indices in wanted.items() if known.get(name) == model}
-        shares |= {"good": wanted["good"][number :: len(models)]} if "good" in wanted else {}
+        shares |= {"good": [index for index in wanted.get("good", ()) if index % len(models) == number]}
         if not any(map(len, shares.values())):
             continue
         pipeline = load_pipeline(model, device)
@@ -84,9 +139,7 @@ def generate_tree(
         row for file in sorted((pieces / "records").rglob(FINISHED_BATCHES)) for row in json.loads(file.read_text())
     ]
     with writing_folder(output, provenance) as folder:
-        for part in ("train", "test", "ground_truth"):
-            if (pieces / "tree" / part).is_dir():
-                shutil.copytree(pieces / "tree" / part, folder / part, copy_function=os.link)
+        _link_parts(pieces / "tree", folder)
         write_images_table(rows, folder)
 
 

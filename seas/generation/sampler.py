@@ -1,6 +1,7 @@
 """From a noised normal to an image and its mask (Sec. 3.3)."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +19,6 @@ from seas.rmp.network import RefinedMaskPrediction
 from seas.seeding import torch_rng
 from seas.settings import ComputeSettings
 from seas.training import autocast
-
-AUTOMATIC = {"cpu": 8, "cuda": 64}
-"""Images made at once where batch_size is auto; on a GPU the number is halved until they fit into its memory."""
 
 
 class Generated(NamedTuple):
@@ -76,7 +74,7 @@ class PairSampler:
         """``rmp`` may be None when only normals are made."""
         self.pipeline, self.rmp, self.prompts, self.start = pipeline, rmp, prompts, start
         self.settings, self.compute, self.seed = settings, compute, seed
-        self.batch_size = AUTOMATIC[compute.device] if settings.batch_size == "auto" else settings.batch_size
+        self.batch_size = settings.images_at_once(compute.device)
         signals = pipeline.scheduler.alphas_cumprod
         begins_last = settings.first_timestep == "last"
         self.first = len(signals) - 1 if begins_last else first_timestep(signals, settings.initial_signal)
@@ -111,19 +109,20 @@ class PairSampler:
             context = encode_prompts(pipeline, [text for text in prompts for _ in filled])
         scheduler = sampling_scheduler(pipeline.scheduler.config, settings.sampler)
         scheduler.set_timesteps(timesteps=self.timesteps, device=pipeline.device)
-        features = None if normal else UnetFeatures(pipeline.unet, self.rmp.settings.unet_blocks)
         masks: list[Tensor] = []
-        for number, timestep in enumerate(scheduler.timesteps):
-            with autocast(self.compute):
-                output = pipeline.unet(latents.repeat(len(prompts), 1, 1, 1), timestep, context).sample.float()
-            conditional = output[-len(filled) :]
-            if features and number >= settings.steps - settings.mask_steps:
-                masks.append(self._mask(features, latents, conditional, timestep))
-            unconditional = output[: len(filled)]
-            guided = unconditional + settings.guidance * (conditional - unconditional)
-            latents = scheduler.step(guided, timestep, latents).prev_sample
-        if features:
-            features.remove()
+        with ExitStack() as hooks:
+            features = None if normal else UnetFeatures(pipeline.unet, self.rmp.settings.unet_blocks)
+            if features:
+                hooks.callback(features.remove)
+            for number, timestep in enumerate(scheduler.timesteps):
+                with autocast(self.compute):
+                    output = pipeline.unet(latents.repeat(len(prompts), 1, 1, 1), timestep, context).sample.float()
+                conditional = output[-len(filled) :]
+                if features and number >= settings.steps - settings.mask_steps:
+                    masks.append(self._mask(features, latents, conditional, timestep))
+                unconditional = output[: len(filled)]
+                guided = unconditional + settings.guidance * (conditional - unconditional)
+                latents = scheduler.step(guided, timestep, latents).prev_sample
         with autocast(self.compute):
             images = to_uint8(pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample)
         anomalous = np.zeros(images.shape[:3], bool)

@@ -1,6 +1,6 @@
 """Settings of the generation of image–mask pairs and normals."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,6 +8,8 @@ from seas.settings import StationSettings, setting
 
 STAGE_VERSION = 2
 CROP_AND_PASTE_STAGE_VERSION = 1
+AUTOMATIC = {"cpu": 8, "cuda": 64}
+"""Images made at once where batch_size is auto; on a GPU the number is halved until they fit into its memory."""
 
 
 class GenerationSettings(StationSettings):
@@ -49,6 +51,21 @@ class GenerationSettings(StationSettings):
         unit="images",
         source="ours",
     )
+    shards: int = setting(
+        1,
+        "jobs that share a product's images; the images are the same for any number",
+        unit="jobs",
+        source="ours",
+        ge=1,
+    )
+
+    def images_at_once(self, device: str) -> int:
+        """The most images of a batch on a device, "cpu" or "cuda"."""
+        return AUTOMATIC[device] if self.batch_size == "auto" else self.batch_size
+
+    def of_an_image(self) -> dict[str, Any]:
+        """What an image obeys, as plain values: not how many jobs share the work."""
+        return self.model_dump(mode="json", exclude={"shards"})
 
     @model_validator(mode="after")
     def _masks_have_their_steps(self) -> "GenerationSettings":

@@ -40,8 +40,7 @@ def train_generator(
 
     The folder is what ``StableDiffusionPipeline.from_pretrained`` loads, with prompts.json (the learned
     tokens), the encoded training normals and losses.parquet beside the pipeline's parts. Trained in bf16, it is saved
-    in fp16. Without ``mixed_training`` it
-    holds such a folder for each type.
+    in fp16. Without ``mixed_training`` it holds such a folder for each type.
 
     Raises InputError for a base that cannot be loaded or does not fit the settings.
     """

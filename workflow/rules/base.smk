@@ -8,6 +8,7 @@ rule base_model:
         "results/logs/base/{base}.log",
     threads: lambda wc: flow.base_named(wc.base).compute.threads["base"]
     resources:
+        **asked("base"),
         gpu=lambda wc: int(flow.base_named(wc.base).compute.device == "cuda"),
     params:
         settings=lambda wc: flow.parameters(flow.base_named(wc.base), "base", stage="base"),

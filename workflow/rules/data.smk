@@ -6,6 +6,8 @@ rule index:
         "results/{dataset}/data/{product}.parquet",
     log:
         "results/logs/{dataset}/index/{product}.log",
+    resources:
+        **asked("index"),
     params:
         root=lambda wc: str(flow.datasets[wc.dataset].root),
         layout=lambda wc: flow.datasets[wc.dataset].layout,
@@ -22,6 +24,8 @@ rule split:
         "results/{dataset}/{experiment}/seed{seed}/split/{product}.parquet",
     log:
         "results/logs/{dataset}/{experiment}/seed{seed}/split/{product}.log",
+    resources:
+        **asked("split"),
     params:
         settings=lambda wc: flow.parameters(flow.settings(wc.dataset, wc.experiment), "data"),
         groups=lambda wc: flow.groups(wc.dataset, wc.experiment, wc.product),

@@ -23,6 +23,7 @@ rule downstream:
         "results/logs/{dataset}/{experiment}/seed{seed}/downstream/{model}/{trained_on}/{scope}.log",
     threads: lambda wc: flow.threads(wc.dataset, wc.experiment, "downstream")
     resources:
+        **asked("downstream"),
         gpu=lambda wc: flow.gpus(wc.dataset, wc.experiment),
     params:
         settings=lambda wc: flow.parameters(

@@ -11,6 +11,7 @@ rule generator:
         "results/logs/{dataset}/{experiment}/seed{seed}/generator/{product}.log",
     threads: lambda wc: flow.threads(wc.dataset, wc.experiment, "generator")
     resources:
+        **asked("generator"),
         gpu=lambda wc: flow.gpus(wc.dataset, wc.experiment),
     params:
         settings=lambda wc: flow.parameters(

@@ -11,6 +11,7 @@ rule metrics:
         "results/logs/{dataset}/{experiment}/seed{seed}/metrics/{product}.log",
     threads: lambda wc: flow.threads(wc.dataset, wc.experiment, "metrics")
     resources:
+        **asked("metrics"),
         gpu=lambda wc: flow.gpus(wc.dataset, wc.experiment),
     params:
         settings=lambda wc: flow.parameters(

@@ -25,6 +25,8 @@ rule report:
         plots=directory("results/plots"),
     log:
         "results/logs/report.log",
+    resources:
+        **asked("report"),
     params:
         settings=flow.parameters(flow.config, "report"),
         runs=reported_runs,

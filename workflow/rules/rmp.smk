@@ -11,6 +11,7 @@ rule rmp:
         "results/logs/{dataset}/{experiment}/seed{seed}/rmp/{product}.log",
     threads: lambda wc: flow.threads(wc.dataset, wc.experiment, "rmp")
     resources:
+        **asked("rmp"),
         gpu=lambda wc: flow.gpus(wc.dataset, wc.experiment),
     params:
         settings=lambda wc: flow.parameters(flow.settings(wc.dataset, wc.experiment), "rmp", "data", stage="rmp"),

@@ -3,16 +3,22 @@ from pathlib import Path
 from seas.jobs import job
 
 with job(snakemake.log[0]):
-    from seas.generation.diffusion import generate_product
+    from seas.generation.diffusion import generate_product, merge_shards
     from seas.generation.settings import GenerationSettings
     from seas.settings import ComputeSettings
 
     settings = snakemake.params.settings
-    generate_product(
+    made = (
         Path(snakemake.input.generator),
         Path(snakemake.input.rmp),
-        GenerationSettings(**settings["generation"]),
+        GenerationSettings(**settings["generation"], shards=snakemake.params.get("shards", 1)),
         ComputeSettings(**settings["compute"]),
         int(snakemake.wildcards.seed),
-        output=Path(snakemake.output[0]),
     )
+    output, shard = Path(snakemake.output[0]), snakemake.wildcards.get("shard")
+    if shard is not None:
+        generate_product(*made, shard=int(shard), output=output)
+    elif snakemake.input.get("shards"):
+        merge_shards([Path(shard) for shard in snakemake.input.shards], *made, output=output)
+    else:
+        generate_product(*made, output=output)

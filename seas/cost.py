@@ -1,0 +1,104 @@
+"""What a run costs before it is begun: jobs, hours, disk and the longest path, from settings and the times of steps.
+
+The seconds of a step come from finished stages of the same configuration (their run.json) where there are some with
+the same device; else from ``seas.resources``, where each is a measurement on a CPU, a goal or a guess. The page says
+which.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from seas.artifacts import RUN
+from seas.config import Workflow
+from seas.plan import Job, planned
+from seas.resources import MEASURED, Rate, rate
+
+STARTING_SECONDS = {"index": 10, "split": 10, "report": 30}
+A_START = 40
+"""Seconds of a job that are not its steps: Snakemake twice, the libraries, loading the model. 10 to 60 were measured."""
+FINISHED = "finished stages"
+BYTES_A_PARAMETER = 5
+"""A generator on the disk: U-Net in fp32, with VAE and text encoder a quarter more. 34.9 MB for 7.4 M were measured."""
+BYTES_A_PIXEL = 2.0
+"""An image with its mask as PNG, at most: 2.0 were measured on the miniature at 64 px, 0.5 on magnetic tiles at 512 px."""
+FOLDER_BYTES = {"rmp": 5e6, "downstream": 19.2e6, "report": 8e6}
+"""Measured on the demo."""
+
+
+def rates_of_finished(jobs: Mapping[Path, Job]) -> dict[tuple[str, str], float]:
+    """(stage, device) → seconds of one step, the mean over the finished jobs that leave a run.json."""
+    found = defaultdict(list)
+    for job in jobs.values():
+        try:
+            run = json.loads((job.output / RUN).read_text())
+        except (OSError, ValueError):
+            continue
+        if job.work.steps and (run["device"] == "cpu") == (job.work.device == "cpu"):
+            found[job.work.stage, job.work.device].append(run["wall_seconds"] / job.work.steps)
+    return {key: sum(seconds) / len(seconds) for key, seconds in found.items()}
+
+
+def expected_rate(job: Job, finished: Mapping[tuple[str, str], float]) -> Rate:
+    """Seconds of one step of a job, and where they come from."""
+    key = (job.work.stage, job.work.device)
+    return Rate(finished[key], FINISHED) if key in finished else rate(job.work)
+
+
+def seconds(job: Job, finished: Mapping[tuple[str, str], float]) -> float:
+    """The wall time of one job."""
+    return STARTING_SECONDS.get(job.stage, A_START) + job.work.steps * expected_rate(job, finished).seconds
+
+
+def disk_bytes(job: Job) -> float:
+    """What a job leaves on the disk."""
+    if job.stage in ("generator", "base"):
+        return BYTES_A_PARAMETER * job.work.parameters
+    if job.stage in ("generation", "crop_and_paste") and job.work.steps:
+        return BYTES_A_PIXEL * job.work.pixels * job.work.steps
+    if job.stage == "generation_shard":  # its images are the merged set's: links
+        return BYTES_A_PIXEL * job.work.pixels * job.work.steps
+    return FOLDER_BYTES.get(job.stage, 0)
+
+
+def longest_path(jobs: Mapping[Path, Job], finished: Mapping[tuple[str, str], float]) -> tuple[float, list[Job]]:
+    """Seconds and jobs of the chain that no number of machines shortens."""
+    ends: dict[Path, float] = {}
+    before: dict[Path, Path | None] = {}
+    for output, job in jobs.items():
+        latest = max((path for path in job.after if path in ends), key=ends.__getitem__, default=None)
+        before[output] = latest
+        ends[output] = (ends[latest] if latest else 0) + seconds(job, finished)
+    step = max(ends, key=ends.__getitem__)
+    total, chain = ends[step], []
+    while step:
+        chain.append(jobs[step])
+        step = before[step]
+    return total, chain[::-1]
+
+
+def cost_page(flow: Workflow) -> str:
+    """The estimate for a configuration, as a page of text."""
+    jobs = planned(flow)
+    finished = rates_of_finished(jobs)
+    stages = list(dict.fromkeys(job.stage for job in jobs.values()))
+    rows = [["stage", "jobs", "steps", "s a step", "from", "GPU-hours", "CPU-hours", "GB"]]
+    totals = [0.0, 0.0, 0.0]
+    for stage in stages:
+        of_stage = [job for job in jobs.values() if job.stage == stage]
+        gpu = sum(seconds(job, finished) for job in of_stage if job.gpu) / 3600
+        cpu = sum(seconds(job, finished) for job in of_stage if not job.gpu) / 3600
+        disk = sum(map(disk_bytes, of_stage)) / 1e9
+        steps = sum(job.work.steps for job in of_stage)
+        expected = expected_rate(of_stage[0], finished)
+        told = [f"{expected.seconds:.3f}", expected.source] if steps else ["", MEASURED]
+        rows.append([stage, f"{len(of_stage)}", f"{steps}", *told, f"{gpu:.1f}", f"{cpu:.1f}", f"{disk:.1f}"])
+        totals = [total + part for total, part in zip(totals, (gpu, cpu, disk), strict=True)]
+    rows.append(["all", f"{len(jobs)}", "", "", "", *(f"{total:.1f}" for total in totals)])
+    total, chain = longest_path(jobs, finished)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    names = " → ".join(dict.fromkeys(job.stage for job in chain))
+    lines += ["", f"longest path: {total / 3600:.1f} hours ({names}); nothing is counted for waiting in the queue"]
+    return "\n".join(lines)

@@ -1,0 +1,98 @@
+"""Every job of a configuration: what it makes, where its log is, what it waits for. As the rules have it; a test compares them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from seas.artifacts import MANIFEST
+from seas.config import Workflow
+from seas.resources import Work
+
+SOURCES = {"generated": "generation", "crop_and_paste": "crop_and_paste"}
+"""What an arm is trained on beside real photographs → the stage that makes it."""
+
+
+class Job(NamedTuple):
+    """One job. ``run`` is dataset/experiment/seed, or the dataset alone; ``subject`` is the product, the arm or the base."""
+
+    stage: str
+    run: str
+    subject: str
+    output: Path
+    log: Path
+    after: tuple[Path, ...]
+    work: Work
+
+    @property
+    def gpu(self) -> int:
+        """GPUs that it asks for."""
+        return int(self.work.device == "cuda")
+
+    @property
+    def finished(self) -> bool:
+        """Whether its output is there; a folder counts once it is whole."""
+        return self.output.is_file() or (self.output / MANIFEST).is_file()
+
+
+def planned(flow: Workflow) -> dict[Path, Job]:
+    """The jobs of a configuration by their output, each after those that it waits for; what runs share stands once."""
+    jobs: dict[Path, Job] = {}
+    for dataset, experiment, seed in flow.runs():
+        for job in _of_a_run(flow, dataset, experiment, seed):
+            jobs.setdefault(job.output, job)
+    report = Path("results/report")
+    jobs[report] = Job("report", "", "report", report, _log(report), tuple(jobs), Work("report"))
+    return jobs
+
+
+def _of_a_run(flow: Workflow, dataset: str, experiment: str, seed: int) -> Iterator[Job]:
+    settings = flow.settings(dataset, experiment)
+    base = Path(flow.base(dataset, experiment))
+    if not settings.base.pretrained:
+        yield Job("base", "", base.name, base, _log(base), (), flow.work("base", {"base": base.name}))
+
+    def job(stage: str, subject: str, output: str, *after: str, work: str = "", log: Path | None = None, **wildcards):
+        path = Path(output)
+        run = dataset if stage == "index" else "/".join(path.parts[1:4])
+        about = {"dataset": dataset, "experiment": experiment} | wildcards
+        done = flow.work(work or stage, about)
+        return Job(stage, run, subject, path, log or _log(path), tuple(map(Path, after)), done)
+
+    arms = settings.downstream.trained_on
+    scopes = flow.scopes(dataset, settings)
+    for product in sorted({product for scope in scopes for product in flow.products_of(dataset, scope)}):
+
+        def folder(stage: str, product: str = product) -> str:
+            return f"{flow.folder(dataset, experiment, seed, stage)}/{product}"
+
+        index, split = f"results/{dataset}/data/{product}.parquet", folder("split") + ".parquet"
+        generator, rmp, generation = folder("generator"), folder("rmp"), folder("generation")
+        yield job("index", product, index, log=Path(f"results/logs/{dataset}/index/{product}.log"))
+        yield job("split", product, split, index)
+        yield job("generator", product, generator, str(base), split, product=product)
+        yield job("rmp", product, rmp, generator, split, product=product)
+        shards = flow.shards(dataset, experiment, seed, product)
+        for shard in shards:
+            name = f"{product}.{Path(shard).name}"
+            log = _log(Path(generation)).with_name(f"{name}.log")
+            yield job("generation_shard", name, shard, generator, rmp, work="generation", log=log, product=product)
+        work = "merge" if shards else "generation"
+        yield job("generation", product, generation, generator, rmp, *shards, work=work, product=product)
+        if any("crop_and_paste" in arm for arm in arms):
+            yield job("crop_and_paste", product, folder("crop_and_paste"), split, product=product)
+        yield job("metrics", product, folder("metrics") + ".parquet", generation, split, product=product)
+    for model in settings.downstream.models:
+        for arm in arms:
+            trees = [SOURCES[part] for part in arm.split("+") if part in SOURCES]
+            for scope in scopes:
+                products = flow.products_of(dataset, scope)
+                after = [flow.split(dataset, experiment, seed, product) for product in products]
+                after += [f"{flow.folder(dataset, experiment, seed, tree)}/{p}" for tree in trees for p in products]
+                output = flow.downstream(dataset, experiment, seed, model, arm, scope)
+                yield job("downstream", f"{model}/{arm}/{scope}", output, *after)
+
+
+def _log(output: Path) -> Path:
+    inside = output.relative_to("results")
+    name = inside.stem if inside.suffix == ".parquet" else inside.name
+    return Path("results/logs") / inside.with_name(f"{name}.log")

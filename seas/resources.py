@@ -1,0 +1,163 @@
+"""What one job asks of a machine, host memory and wall time, as functions of its work; each number with its reason.
+
+Measured means: run.json of the demo's stages, or ``ru_maxrss`` where a stage leaves none, with the shipped base
+(11.5 M parameters, 64 px, batches of 4) on one thread of an AMD EPYC. There was no GPU and no Stable Diffusion: what
+is said of them is derived from bytes a parameter, or is a goal that nobody has measured.
+"""
+
+from typing import Any, NamedTuple
+
+SNAKEMAKE_MB = 600
+"""Three Snakemake processes surround a cluster job's script; one was measured at 171 MB."""
+FIXED_MB = {
+    "index": 800,  # measured 641 MiB: torch is imported, one photograph is held
+    "split": 800,  # measured 652 MiB
+    "crop_and_paste": 1000,  # measured 657 to 773 MiB at 64 px, 845 at 512
+    "report": 2500,  # measured 1485 to 1538 MiB for two products; figures are drawn one after the other
+    "merge": 800,  # as split: tables, and links to files
+}
+LIBRARIES_MB = {
+    "cpu": 1050,  # measured 976 to 1025 MiB with networks of 16 channels
+    "cuda": 4000,  # not measured: the CUDA libraries and context beside the above
+}
+BYTES_A_PARAMETER = {
+    # weights, gradient and AdamW's two moments (16), and the copies that a checkpoint makes (12)
+    ("generator", "cpu"): 28,
+    # the first four lie on the card; the host loads the weights (4) and copies the checkpoint (12)
+    ("generator", "cuda"): 16,
+    ("base", "cpu"): 40,  # as the generator, and the averaged weights in use and in the checkpoint
+    ("base", "cuda"): 28,
+}
+LOADED = 5
+"""Bytes a U-Net parameter of a pipeline that is only used: weights in fp32, with text encoder and VAE a quarter more."""
+ACTIVATIONS_KB_A_PIXEL = {
+    # On the CPU, for each pixel that is held: what the measured peak has above libraries and weights.
+    "base": 18,
+    "generator": 4,  # 1311 MiB at 4 images of 64 px
+    "rmp": 18,  # 1356 MiB at 4 images of 64 px
+    "generation": 9,  # 1359 MiB at 8 images of 64 px
+    "downstream": 4,  # 1304 MiB at 8 images of 96 px
+    "metrics": 0.012,  # images and masks of a type, generated, real and cut out, 12 bytes a pixel; on a GPU, too
+}
+EXTRACTOR_MB = 500
+"""Networks of the metrics and a batch in them: measured 1404 MiB in all with EfficientNet-Lite0 at 256 px."""
+IMAGES_MB = 3048
+"""Most that downstream's photographs take: its cache (2 GiB), and a product's test images with their maps."""
+
+OVERHEAD_MINUTES = 20
+"""Queue of the shared disk, imports (5 to 12 s without bytecode) and the part of a stage that is not its steps."""
+SLACK = 2.0
+"""A job may be this many times slower than the estimate before it meets its limit; each retry adds as much again."""
+
+
+MEASURED, GOAL, GUESS = "measured here", "goal", "guess"
+
+
+class Rate(NamedTuple):
+    """Seconds of one step, and whether they were measured, are a goal, or are a guess."""
+
+    seconds: float
+    source: str
+
+
+class Reference(NamedTuple):
+    """A measured step: its seconds, its pixels, and the parameters of the U-Net in it."""
+
+    seconds: float
+    pixels: int
+    parameters: int = 0
+
+
+SMALL = 11_500_000
+"""Parameters of the shipped base's U-Net."""
+REFERENCES = {
+    "base": Reference(0.35, 16 * 64**2, 7_400_000),  # 700 updates of 8 and 16 images in 249 CPU-s
+    "generator": Reference(0.065, 4 * 64**2, SMALL),  # 1500 updates in 98 s
+    "rmp": Reference(0.146, 4 * 64**2, SMALL),  # 360 updates in 53 s
+    "generation": Reference(0.58, 64**2, SMALL),  # 84 images of 25 steps with guidance in 49 s
+    "metrics": Reference(0.30, 256**2),  # 84 images in 26 s
+    "downstream": Reference(0.065, 8 * 96**2),  # 500 updates of 8 images in 32 s
+    "crop_and_paste": Reference(0.152, 512**2),  # 100 pairs of magnetic tiles at 512 px in 15 s
+}
+"""Steps on a CPU. Larger images and networks are taken to cost in proportion."""
+GPU_RATES = {
+    # Stable Diffusion at 512 px on one H100: the project's goals, which nobody has measured.
+    "generator": Rate(0.060, GOAL),
+    "rmp": Rate(0.090, GOAL),
+    "generation": Rate(0.100, GOAL),
+    # No goal was set for these.
+    "base": Rate(0.100, GUESS),
+    "metrics": Rate(0.050, GUESS),
+    "downstream": Rate(0.150, GUESS),
+}
+
+
+class Work(NamedTuple):
+    """What one job does.
+
+    steps: updates, or images. pixels: of one step. at_once: steps whose images are held at once.
+    parameters: of the U-Net, 0 without one.
+    """
+
+    stage: str
+    device: str = "cpu"
+    steps: int = 0
+    pixels: int = 0
+    at_once: int = 1
+    parameters: int = 0
+
+
+def work(stage: str, settings: Any, *, types: int, parameters: int) -> Work:
+    """The work of one job: ``settings`` are the run's, ``types`` counts the anomaly types (G) of its product."""
+    device, side = settings.compute.device, settings.data.image_size
+    made = settings.generation
+    if stage == "base":
+        base = settings.base
+        pixels = max(base.vae_batch_size, base.unet_batch_size) * base.image_size**2
+        return Work(stage, device, base.vae_updates + base.unet_updates, pixels, parameters=parameters)
+    if stage in ("generator", "rmp"):
+        trained = getattr(settings, stage)
+        pixels = (trained.abnormal_per_batch + trained.normal_per_batch) * side**2
+        steps = trained.updates_per_type * types * trained.gradient_accumulation
+        return Work(stage, device, steps, pixels, parameters=parameters)
+    if stage == "generation":
+        images = made.pairs_per_type * types + made.normals
+        return Work(stage, device, -(-images // made.shards), side**2, made.images_at_once(device), parameters)
+    if stage == "metrics":
+        images, pixels = made.pairs_per_type * types + made.normals, settings.metrics.image_size**2
+        return Work(stage, device, images, pixels, max(made.pairs_per_type, made.normals))
+    if stage == "downstream":
+        trained = settings.downstream
+        return Work(stage, device, trained.updates, trained.batch_size * trained.image_size**2)
+    if stage == "crop_and_paste":
+        return Work(stage, steps=made.pairs_per_type * types, pixels=side**2)
+    return Work(stage)  # a table, links or a page: seconds
+
+
+def memory_mb(job: Work, attempt: int = 1) -> int:
+    """Host memory of a job in MB, which SLURM takes for MiB. The first two retries ask for half as much again, each."""
+    need = FIXED_MB.get(job.stage, LIBRARIES_MB[job.device])
+    need += job.parameters * BYTES_A_PARAMETER.get((job.stage, job.device), LOADED) / 1e6
+    if job.device == "cpu" or job.stage == "metrics":
+        need += ACTIVATIONS_KB_A_PIXEL.get(job.stage, 0) * job.pixels * job.at_once / 1e3
+    if job.stage == "metrics":
+        need += EXTRACTOR_MB
+    if job.stage == "downstream":
+        need += min(IMAGES_MB, 0.005 * job.pixels)
+    return round((need + SNAKEMAKE_MB) * (1 + min(attempt, 3)) / 2)
+
+
+def rate(job: Work) -> Rate:
+    """Seconds of one step, where no finished stage of the same run tells them."""
+    if job.stage not in REFERENCES:
+        return Rate(0.0, MEASURED)
+    if job.device == "cuda":
+        return GPU_RATES[job.stage]
+    measured = REFERENCES[job.stage]
+    larger = job.pixels / measured.pixels * (job.parameters / measured.parameters if job.parameters else 1)
+    return Rate(measured.seconds * larger, MEASURED if 0.25 <= larger <= 4 else GUESS)
+
+
+def minutes(job: Work, attempt: int = 1) -> int:
+    """Wall time that a job asks for, in minutes. Each retry asks for as much again."""
+    return round((OVERHEAD_MINUTES + SLACK * job.steps * rate(job).seconds / 60) * attempt)

@@ -1,0 +1,235 @@
+"""One run of the workflow at a time on one results folder, and nothing left over from a run that died.
+
+A run holds ``results/.run``, a file that names its host, process and person, and touches it now and then. The lock of
+a dead run is taken over without asking anybody, after the jobs that it left are ended: processes on this host by the
+mark in their environment, SLURM jobs by their name and working folder.
+"""
+
+import atexit
+import contextlib
+import getpass
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from seas.errors import InputError
+
+LOCK = Path("results/.run")
+MARK = "SEAS_RUN"
+"""Environment variable that the processes of a run inherit."""
+TOUCH_SECONDS = 20
+SILENT_SECONDS = 180
+"""The lock of another host is a dead run's when it was not touched for so long, by the file server's clock."""
+PATIENCE_SECONDS = 60
+"""How long cancelled jobs may take to end."""
+JOB_NAME = re.compile(r"seas_[0-9a-f-]{36}")
+"""Name of the SLURM jobs: the slurm profile's prefix, and the run that the executor numbered."""
+
+
+class Holder(NamedTuple):
+    """A run of the workflow. ``started`` tells the process from a later one with its number; ``since`` is when it began.
+
+    ``slurm_job`` is the job that the run itself is in, if any; ``on_cluster`` tells whether it submits jobs.
+    """
+
+    host: str
+    pid: int
+    started: str
+    user: str
+    since: float
+    slurm_job: str
+    on_cluster: bool
+
+    @property
+    def mark(self) -> str:
+        return f"{self.host}:{self.pid}:{self.started}"
+
+    def __str__(self) -> str:
+        return f"process {self.pid} of {self.user} on {self.host}"
+
+
+def take_lock(*, on_cluster: bool, lock: Path = LOCK) -> None:
+    """Take the lock for this process until it ends, and end what a dead run left behind.
+
+    ``on_cluster`` tells whether this run submits its jobs.
+
+    Raises InputError that names host and process when another run is alive, or jobs that cannot be ended.
+    """
+    pid = os.getpid()
+    me = Holder(socket.gethostname(), pid, _started(pid), _user(), time.time(), _slurm_job(), on_cluster)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    ticket = lock.with_name(f".run.{me.host}.{me.pid}")
+    ticket.write_text(json.dumps(me._asdict()))
+    try:
+        surely = False
+        while not _linked(ticket, lock):
+            dead = _bury(lock, ticket)
+            surely |= dead is not None and dead.on_cluster
+        atexit.register(_release, lock, me)
+    finally:
+        ticket.unlink(missing_ok=True)
+    # Held from here on: nobody else can start jobs in this folder.
+    _end_slurm_jobs(Path.cwd().resolve(), surely=surely)
+    _until(_killed, "processes of an earlier run in this folder do not end")
+    os.environ[MARK] = me.mark
+    threading.Thread(target=_keep, args=(lock, me), daemon=True).start()
+
+
+def watch_run() -> None:
+    """End this process, a job on the run's own host, when its run dies; a SLURM job is ended by the next run."""
+    host, _, rest = os.environ.get(MARK, "").partition(":")
+    if host != socket.gethostname() or "SLURM_JOB_ID" in os.environ:
+        return
+    pid, started = rest.split(":")
+
+    def watch() -> None:
+        while _started(int(pid)) == started:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def alive_holder(lock: Path = LOCK) -> Holder | None:
+    """The run that holds the lock, if it is alive."""
+    try:
+        holder, age = Holder(**json.loads(lock.read_text())), time.time() - lock.stat().st_mtime
+    except (OSError, ValueError, TypeError):
+        return None
+    return holder if _alive(holder, age) else None
+
+
+def _alive(holder: Holder, age: float) -> bool:
+    if holder.host == socket.gethostname():
+        return _started(holder.pid) == holder.started
+    requeued = holder.slurm_job != "" and holder.slurm_job == _slurm_job()
+    return age < SILENT_SECONDS and not requeued
+
+
+def _linked(ticket: Path, lock: Path) -> bool:
+    try:
+        os.link(ticket, lock)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _bury(lock: Path, ticket: Path) -> Holder | None:
+    """Remove the lock of a dead run; gives that run. Raises InputError when its holder is alive."""
+    try:
+        content, age = lock.read_text(), _now(ticket) - lock.stat().st_mtime
+        holder = Holder(**json.loads(content))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        raise InputError(f"{lock} is damaged; remove it when no run is at work in this folder") from None
+    if _alive(holder, age):
+        raise InputError(f"{holder} is running the workflow in {Path.cwd()}; wait for it, or end it and start again")
+    grave = ticket.with_suffix(".dead")
+    try:
+        lock.rename(grave)
+    except FileNotFoundError:
+        return None
+    if grave.read_text() != content:  # another run was quicker: what was moved is its lock
+        _linked(grave, lock)
+    grave.unlink()
+    return holder
+
+
+def _slurm_job() -> str:
+    return os.environ.get("SLURM_JOB_ID", "")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        return str(os.getuid())
+
+
+def _now(ticket: Path) -> float:
+    os.utime(ticket)
+    return ticket.stat().st_mtime
+
+
+def _started(pid: int) -> str:
+    """When a process began, in the kernel's ticks since the machine's start, with that start; "" when there is none."""
+    try:
+        # The name in the second field may hold anything, also spaces and brackets.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else f"{boot}-{fields[19]}"
+
+
+def _release(lock: Path, me: Holder) -> None:
+    if os.getpid() == me.pid and _held(lock, me):
+        lock.unlink(missing_ok=True)
+
+
+def _held(lock: Path, me: Holder) -> bool:
+    try:
+        return Holder(**json.loads(lock.read_text())) == me
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _keep(lock: Path, me: Holder) -> None:
+    """Touch the lock as long as this process lives; stop the run when another has taken it for dead."""
+    while True:
+        time.sleep(TOUCH_SECONDS)
+        if not _held(lock, me):
+            os.kill(me.pid, signal.SIGINT)
+            return
+        with contextlib.suppress(OSError):
+            os.utime(lock)
+
+
+def _killed() -> list[str]:
+    """Kill the processes that earlier runs in this folder left on this host; gives their numbers."""
+    left = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            mine = f"{MARK}=".encode() in (process / "environ").read_bytes()
+            if mine and process.name != str(os.getpid()) and (process / "cwd").readlink() == Path.cwd():
+                os.kill(int(process.name), signal.SIGKILL)
+                left.append(process.name)
+        except OSError:  # another person's, or gone
+            continue
+    return left
+
+
+def _end_slurm_jobs(folder: Path, *, surely: bool) -> None:
+    """Cancel the SLURM jobs that an earlier run in this folder left, and wait until they are gone.
+
+    Raises InputError when they do not end, or, with ``surely``, when SLURM does not answer.
+    """
+
+    def left() -> list[str]:
+        result = subprocess.run(["squeue", "--noheader", "--format=%i|%j|%Z"], capture_output=True, text=True)
+        if result.returncode and surely:
+            raise InputError(f"an earlier run in {folder} died and SLURM does not say what it left: {result.stderr}")
+        rows = [line.split("|", 2) for line in result.stdout.splitlines()]
+        return [job for job, name, where in rows if JOB_NAME.fullmatch(name) and Path(where).resolve() == folder]
+
+    if shutil.which("squeue") and (jobs := left()):
+        subprocess.run(["scancel", *jobs], capture_output=True)
+        _until(left, f"SLURM jobs of an earlier run in {folder} do not end; their owner can scancel them")
+
+
+def _until(left: Callable[[], list[str]], otherwise: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while found := left():
+        if time.monotonic() > deadline:
+            raise InputError(f"{otherwise}: {', '.join(found)}")
+        time.sleep(0.2)

@@ -1,0 +1,113 @@
+"""What a job asks for, by value: against the demo's measured peaks, and at the size of Stable Diffusion."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffusers import UNet2DConditionModel
+from safetensors.numpy import save_file
+
+from seas.base.pretrained import parameters
+from seas.config import Settings
+from seas.errors import InputError
+from seas.resources import GOAL, GUESS, MEASURED, REFERENCES, Work, memory_mb, minutes, rate, work
+
+STAGES = ("base", "generator", "rmp", "generation", "metrics", "downstream", "crop_and_paste", "index", "report")
+DEMO = Settings(
+    compute={"device": "cpu", "precision": "fp32"},
+    base={"pretrained": None},
+    data={"image_size": 64},
+    generator={"updates_per_type": 500},
+    rmp={"updates_per_type": 120},
+    generation={"pairs_per_type": 20, "normals": 24},
+    downstream={"image_size": 96, "updates": 500, "batch_size": 8},
+)
+PAPER = Settings()
+SD = 859_520_964
+"""Parameters of Stable Diffusion's U-Net."""
+
+
+def of_demo(stage):
+    return work(stage, DEMO, types=3, parameters=11_500_000)
+
+
+@pytest.mark.parametrize(
+    ("stage", "peak"),
+    [
+        ("generator", 1311),
+        ("rmp", 1356),
+        ("generation", 1359),
+        ("metrics", 1404),
+        ("downstream", 1304),
+        ("crop_and_paste", 773),
+        ("report", 1538),
+        ("index", 641),
+    ],
+)
+def test_a_job_gets_what_it_was_measured_to_need_and_not_twice_that(stage, peak):
+    beside = 600  # Snakemake's own processes
+    assert peak < memory_mb(of_demo(stage)) - beside < 1.7 * peak
+
+
+@pytest.mark.parametrize(("stage", "seconds"), [("generator", 98), ("rmp", 53), ("generation", 49), ("downstream", 32)])
+def test_the_estimate_of_the_demo_is_what_was_measured(stage, seconds):
+    job = of_demo(stage)
+    assert job.steps * rate(job).seconds == pytest.approx(seconds, rel=0.05)
+    assert rate(job).source == MEASURED
+
+
+def test_the_generator_at_the_papers_size():
+    job = work("generator", PAPER, types=5, parameters=SD)
+    assert job == Work("generator", "cuda", 4000, 4 * 512**2, 1, SD)
+    # weights, and the checkpoint's copies: 16 bytes a parameter; 4 GB of libraries, 600 MB of Snakemake
+    assert memory_mb(job) == 4000 + 13752 + 600
+    assert (rate(job).seconds, rate(job).source) == (0.060, GOAL)
+    assert minutes(job) == round(20 + 2 * 4000 * 0.06 / 60)
+
+
+def test_types_shards_and_attempts():
+    few, many = (work("generation", PAPER, types=types, parameters=SD) for types in (1, 8))
+    assert (few.steps, many.steps) == (2000, 9000) and minutes(many) > minutes(few)
+    sharded = Settings(generation={"shards": 10})
+    assert work("generation", sharded, types=8, parameters=SD).steps == 900
+    assert work("metrics", sharded, types=8, parameters=SD).steps == 9000
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_retry_asks_for_more(stage):
+    job = of_demo(stage)
+    asked = [(memory_mb(job, attempt), minutes(job, attempt)) for attempt in (1, 2, 3)]
+    assert [m for m, _ in asked] == pytest.approx([asked[0][0] * share for share in (1, 1.5, 2)], abs=1)
+    assert memory_mb(job, 9) == asked[2][0]  # many retries are those of a short time limit, not of memory
+    assert [t for _, t in asked] == pytest.approx([asked[0][1] * share for share in (1, 2, 3)], abs=2)
+
+
+def test_no_job_is_on_the_gpu_that_does_not_use_one():
+    on_gpu = {stage for stage in STAGES if work(stage, PAPER, types=1, parameters=SD).device == "cuda"}
+    assert on_gpu == {"base", "generator", "rmp", "generation", "metrics", "downstream"}
+    assert not any(of_demo(stage).device == "cuda" for stage in STAGES)
+    assert set(REFERENCES) == on_gpu | {"crop_and_paste"}
+
+
+def test_what_lies_far_from_the_measurement_is_a_guess():
+    larger = work("generator", DEMO.model_copy(update={"data": PAPER.data}), types=3, parameters=11_500_000)
+    assert rate(larger).source == GUESS
+    assert rate(larger).seconds == pytest.approx(64 * rate(of_demo("generator")).seconds)
+
+
+class TestParameters:
+    def test_the_shipped_base(self):
+        folder = Path(__file__).parent.parent / "seas/base/small/unet"
+        assert parameters(folder) == UNet2DConditionModel.from_pretrained(folder).num_parameters()
+
+    @pytest.mark.parametrize("content", [b"", b"x", struct.pack("<Q", 10**15), struct.pack("<Q", 4) + b"nope"])
+    def test_a_damaged_file_is_named(self, content, tmp_path):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        with pytest.raises(InputError, match=r"model\.safetensors cannot be read"):
+            parameters(tmp_path)
+
+    def test_variants_count_once(self, tmp_path):
+        for name in ("model.safetensors", "model.fp16.safetensors"):
+            save_file({"a": np.zeros((2, 3)), "b": np.zeros(())}, tmp_path / name)
+        assert parameters(tmp_path) == 7
