@@ -1,6 +1,7 @@
 """Versions: what counts as up to date when results come back, and two revisions side by side."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from seas.artifacts import Provenance, damage, read_manifest, stale, write_table
 from seas.compare import changed_settings, compare, difference
 from seas.config import Workflow, overlaid
 from seas.errors import InputError
-from seas.versions import artifacts, finished, restore, set_apart
+from seas.runs import Holder
+from seas.versions import artifacts, finished, record, restore, set_apart
 
 RUN = Path("results/mine/seas/seed0")
 PUBLISHED = {"metrics.json": "{}\n", "settings.json": "{}\n", "plots/losses/a.csv": "step,loss\n1,2\n"}
@@ -132,13 +134,15 @@ def test_another_input_is_named(project):
     assert found.aside[RUN / "generator/bolt"] == f"it was made from another {split.path}"
 
 
-def test_nothing_is_set_aside_while_snakemake_runs(project):
+def test_nothing_is_set_aside_or_recorded_while_a_run_is_at_work(project, monkeypatch):
     make(flow())
     (RUN / "rmp/bolt/weights").write_text("damaged")
-    Path(".snakemake/locks").mkdir(parents=True)
-    Path(".snakemake/locks/0.input.lock").touch()
-    with pytest.raises(InputError, match="Snakemake works on these results"):
-        restore(flow(), [])
+    Path(".dvc").mkdir()
+    holder = Holder("here", 7, "1", "somebody", 0.0, "", False)
+    monkeypatch.setattr(versions, "alive_holder", lambda: holder)
+    for work in (lambda: restore(flow(), []), record):
+        with pytest.raises(InputError, match="process 7 of somebody on here is running the workflow in this folder"):
+            work()
     assert (RUN / "rmp/bolt").exists()
 
 
@@ -188,7 +192,8 @@ def test_an_ablation_shares_the_parents_artifacts(project):
 def test_finished_results_are_folders_and_tables_with_a_manifest(project):
     make(flow())
     Path("results/logs/x").mkdir(parents=True)
-    (Path("results/mine/seas/seed0/generator/.half.partial")).mkdir()
+    Path("results/mine/seas/seed0/generator/.half.partial").mkdir()
+    shutil.copytree(RUN / "generation/bolt", RUN / "shards/bolt/0")
     pd.DataFrame({"a": [1]}).to_parquet("results/mine/data/no_origin.parquet")
     assert finished() == sorted(artifact.path for artifact in artifacts(flow()))
 
