@@ -1,13 +1,11 @@
 """The front door: configuration, rules, and what a run should leave behind."""
 
 import re
-import sys
 
 from snakemake.exceptions import WorkflowError
 
 from seas.config import Workflow
 from seas.errors import InputError
-from seas.runs import take_lock
 
 
 configfile: "config/config.yaml"
@@ -36,19 +34,12 @@ wildcard_constraints:
     scope=one_of(["all", *flow.every_product()]),
 
 
-onstart:
-    try:
-        take_lock(on_cluster=not workflow.local_exec)
-    except (InputError, OSError) as fault:
-        sys.exit(f"seas: {fault}")
-
-
 rule all:
     input:
         flow.results(),
 
 
-include: "workflow/rules/resources.smk"
+include: "workflow/rules/common.smk"
 include: "workflow/rules/base.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/generator.smk"

@@ -93,11 +93,13 @@ def predict(
         print(f"Decisions: {out / 'predictions.csv'}")
 
 
-CONFIG = typer.Option(help="configuration files, laid over config/config.yaml")
+GIVEN = typer.Option(
+    "--config", help="what snakemake was given: a file after --configfile, or key=value after --config; again for each"
+)
 
 
 @app.command()
-def progress(config: Annotated[list[Path], CONFIG] = []) -> None:  # noqa: B006
+def progress(config: Annotated[list[str], GIVEN] = []) -> None:  # noqa: B006
     """Show which product is at which stage, what is at work, what failed, and where its log is."""
     with reporting_faults():
         from seas.config import load_workflow
@@ -107,7 +109,7 @@ def progress(config: Annotated[list[Path], CONFIG] = []) -> None:  # noqa: B006
 
 
 @app.command()
-def cost(config: Annotated[list[Path], CONFIG] = []) -> None:  # noqa: B006
+def cost(config: Annotated[list[str], GIVEN] = []) -> None:  # noqa: B006
     """Estimate what a run costs: jobs, hours of GPUs and CPUs, disk, and the longest path."""
     with reporting_faults():
         from seas.config import load_workflow
@@ -127,11 +129,6 @@ def miniature(
 
         write_miniature(out, seed=seed)
         print(f"Miniature dataset: {out}")
-
-
-GIVEN = typer.Option(
-    "--config", help="what snakemake was given: a file after --configfile, or key=value after --config; again for each"
-)
 
 
 @app.command()

@@ -6,10 +6,8 @@ from typing import NamedTuple
 
 from seas.artifacts import MANIFEST
 from seas.config import Workflow
+from seas.downstream.settings import TREES
 from seas.resources import Work
-
-SOURCES = {"generated": "generation", "crop_and_paste": "crop_and_paste"}
-"""What an arm is trained on beside real photographs → the stage that makes it."""
 
 
 class Job(NamedTuple):
@@ -83,11 +81,12 @@ def _of_a_run(flow: Workflow, dataset: str, experiment: str, seed: int) -> Itera
         yield job("metrics", product, folder("metrics") + ".parquet", generation, split, product=product)
     for model in settings.downstream.models:
         for arm in arms:
-            trees = [SOURCES[part] for part in arm.split("+") if part in SOURCES]
             for scope in scopes:
                 products = flow.products_of(dataset, scope)
                 after = [flow.split(dataset, experiment, seed, product) for product in products]
-                after += [f"{flow.folder(dataset, experiment, seed, tree)}/{p}" for tree in trees for p in products]
+                after += [
+                    f"{flow.folder(dataset, experiment, seed, tree)}/{p}" for tree in TREES[arm] for p in products
+                ]
                 output = flow.downstream(dataset, experiment, seed, model, arm, scope)
                 yield job("downstream", f"{model}/{arm}/{scope}", output, *after)
 

@@ -107,7 +107,7 @@ def reference_page() -> str:
             Config, [name for name in Config.model_fields if name in ("datasets", "products", "experiments", "seeds")]
         ),
     ]
-    compared = {name: experiment_settings(name) for name in COMPARED}
+    compared = {name: experiment_settings(name) for name in COMPARED if (EXPERIMENTS / f"{name}.yaml").is_file()}
     for name, model in _stations():
         columns = {experiment: getattr(settings, name) for experiment, settings in compared.items()}
         lines += ["", f"## {name}", "", _first_line(model), "", *_table(model, columns=columns)]

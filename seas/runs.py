@@ -31,6 +31,8 @@ SILENT_SECONDS = 180
 """The lock of another host is a dead run's when it was not touched for so long, by the file server's clock."""
 PATIENCE_SECONDS = 60
 """How long cancelled jobs may take to end."""
+OWN_SLURM_JOB = os.environ.get("SLURM_JOB_ID", "")
+"""The job that this process is in, if any; the executor takes it out of the environment later."""
 JOB_NAME = re.compile(r"seas_[0-9a-f-]{36}")
 """Name of the SLURM jobs: the slurm profile's prefix, and the run that the executor numbered."""
 
@@ -65,7 +67,7 @@ def take_lock(*, on_cluster: bool, lock: Path = LOCK) -> None:
     Raises InputError that names host and process when another run is alive, or jobs that cannot be ended.
     """
     pid = os.getpid()
-    me = Holder(socket.gethostname(), pid, _started(pid), _user(), time.time(), _slurm_job(), on_cluster)
+    me = Holder(socket.gethostname(), pid, _started(pid), _user(), time.time(), OWN_SLURM_JOB, on_cluster)
     lock.parent.mkdir(parents=True, exist_ok=True)
     ticket = lock.with_name(f".run.{me.host}.{me.pid}")
     ticket.write_text(json.dumps(me._asdict()))
@@ -111,7 +113,7 @@ def alive_holder(lock: Path = LOCK) -> Holder | None:
 def _alive(holder: Holder, age: float) -> bool:
     if holder.host == socket.gethostname():
         return _started(holder.pid) == holder.started
-    requeued = holder.slurm_job != "" and holder.slurm_job == _slurm_job()
+    requeued = holder.slurm_job != "" and holder.slurm_job == OWN_SLURM_JOB
     return age < SILENT_SECONDS and not requeued
 
 
@@ -143,10 +145,6 @@ def _bury(lock: Path, ticket: Path) -> Holder | None:
         _linked(grave, lock)
     grave.unlink()
     return holder
-
-
-def _slurm_job() -> str:
-    return os.environ.get("SLURM_JOB_ID", "")
 
 
 def _user() -> str:

@@ -304,7 +304,7 @@ def restore(flow: Workflow, given: Sequence[Path | str]) -> Restored:
 
 def _check_that_nobody_runs() -> None:
     if holder := alive_holder():
-        raise InputError(f"{holder} is running the workflow in this folder; wait for its end")
+        raise InputError(f"{holder} is running the workflow in {Path.cwd()}; wait for its end")
 
 
 def finished() -> list[Path]:

@@ -204,6 +204,16 @@ def until(done, seconds: float) -> None:
         time.sleep(0.2)
 
 
+def processes_in(folder: Path) -> list[int]:
+    """The processes that work in a folder."""
+    found = []
+    for pid in _pids():
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/cwd").readlink() == folder:
+                found.append(pid)
+    return found
+
+
 def _install() -> None:
     """Install the packages, with no service started by their scripts."""
     mine = not POLICY.exists()

@@ -21,7 +21,7 @@ LEFT_OF = {
     "downstream": {"base", "data", "generator", "rmp", "generation"},
     "report": {"base", "data", "generator", "rmp", "generation", "metrics", "downstream"},
 }
-COMPOSERS = {"config", "cli", "reference", "versions", "compare"}
+COMPOSERS = {"config", "cli", "reference", "versions", "compare", "plan"}
 DEMO_CHANGES = {
     "datasets",
     "compute.device",

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from seas.artifacts import Provenance, write_table, writing_folder
+from seas.artifacts import MEASURED, Provenance, write_table, writing_folder
 from seas.generator.prompts import Prompts
 from seas.images import outlined
 from seas.report import parts, shots
@@ -202,6 +202,7 @@ def fake_attention(pipeline, prompts, anomaly_type, images, *, layers, timestep,
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> list[ReportedRun]:
+    MEASURED.clear()  # what other tests of this process trained is nothing that these runs did
     folder = tmp_path_factory.mktemp("results")
     return [write_run(folder, ["bottle", "carpet"], seed) for seed in (0, 1)]
 

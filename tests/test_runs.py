@@ -150,11 +150,14 @@ def test_a_job_ends_with_its_run(holder):
     environment = os.environ | {runs.MARK: runs.Holder(**mark).mark}
     code = "from seas.runs import watch_run; watch_run(); import time; time.sleep(600)"
     job = subprocess.Popen([sys.executable, "-c", code], env=environment)
-    time.sleep(2)
-    assert job.poll() is None
-    process.kill()
-    process.wait()
-    assert job.wait(timeout=30) == 1
+    try:
+        time.sleep(2)
+        assert job.poll() is None
+        process.kill()
+        process.wait()
+        assert job.wait(timeout=30) == 1
+    finally:
+        job.kill()
 
 
 def test_a_dead_run_whose_cluster_does_not_answer_is_not_followed(house):

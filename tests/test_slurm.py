@@ -17,7 +17,7 @@ import pytest
 import yaml
 from test_workflow import TINY, make_house
 
-from slurm import REQUIRE, Slurm, Unavailable, until
+from slurm import REQUIRE, Slurm, Unavailable, processes_in, until
 
 pytestmark = pytest.mark.slurm
 
@@ -147,7 +147,7 @@ def ended_as(states, cluster, house, finished):
     log = house / "results/logs/mine/seas/seed0/generator/washer.log"
     assert "continues at update" in log.read_text()
     left = [path for path in (house / GENERATOR.parent).iterdir() if path.name.startswith(".")]
-    assert not left and not (house / "results/.run").exists()
+    assert not left and not (house / "results/.run").exists() and not processes_in(house)
     return jobs
 
 

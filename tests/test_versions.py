@@ -10,12 +10,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from seas import versions
+from seas import runs, versions
 from seas.artifacts import Provenance, damage, read_manifest, stale, write_table, writing_folder
 from seas.compare import changed_settings, compare, difference
 from seas.config import Workflow, overlaid
 from seas.errors import InputError
-from seas.runs import Holder
 from seas.versions import artifacts, finished, record, restore, set_apart
 
 RUN = Path("results/mine/seas/seed0")
@@ -134,14 +133,13 @@ def test_another_input_is_named(project):
     assert found.aside[RUN / "generator/bolt"] == f"it was made from another {split.path}"
 
 
-def test_nothing_is_set_aside_or_recorded_while_a_run_is_at_work(project, monkeypatch):
+def test_nothing_is_set_aside_or_recorded_while_a_run_is_at_work(project):
     make(flow())
     (RUN / "rmp/bolt/weights").write_text("damaged")
     Path(".dvc").mkdir()
-    holder = Holder("here", 7, "1", "somebody", 0.0, "", False)
-    monkeypatch.setattr(versions, "alive_holder", lambda: holder)
+    runs.LOCK.write_text(json.dumps(runs.Holder("elsewhere", 7, "boot-1", "ada", 0.0, "", False)._asdict()))
     for work in (lambda: restore(flow(), []), record):
-        with pytest.raises(InputError, match="process 7 of somebody on here is running the workflow in this folder"):
+        with pytest.raises(InputError, match="process 7 of ada on elsewhere is running the workflow"):
             work()
     assert (RUN / "rmp/bolt").exists()
 

@@ -1,4 +1,15 @@
+import sys
+
 from seas.resources import memory_mb, minutes
+from seas.runs import take_lock
+
+
+onstart:
+    # Not in a dry run, nor in the jobs.
+    try:
+        take_lock(on_cluster=not workflow.local_exec)
+    except (InputError, OSError) as fault:
+        sys.exit(f"seas: {fault}")
 
 
 def asked(stage):
