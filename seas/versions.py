@@ -31,6 +31,8 @@ from seas.runs import alive_holder
 RESULTS = Path("results")
 NOT_RECORDED = ("logs", "check", PLOTS)
 """Folders of results/ that are no artifacts: git keeps the plots, nobody the others."""
+SHARDS = "results/*/*/seed*/shards"
+"""Parts of generated sets, until they are merged."""
 AT_ONCE = 200
 """Artifacts of one call of DVC."""
 
@@ -278,8 +280,7 @@ def restore(flow: Workflow, given: Sequence[Path | str]) -> Restored:
 
     Raises InputError while a run is at work here, or when Snakemake fails.
     """
-    if holder := alive_holder():
-        raise InputError(f"{holder} is running the workflow in {Path.cwd()}; wait for its end")
+    _check_that_nobody_runs()
     found = set_apart(flow)
     if found.fresh:
         files, settings = files_of(given), settings_of(given)
@@ -301,6 +302,11 @@ def restore(flow: Workflow, given: Sequence[Path | str]) -> Restored:
     return found
 
 
+def _check_that_nobody_runs() -> None:
+    if holder := alive_holder():
+        raise InputError(f"{holder} is running the workflow in {Path.cwd()}; wait for its end")
+
+
 def finished() -> list[Path]:
     """Every artifact in results/ that DVC records: folders with a manifest, and tables that carry one."""
     return sorted(_finished_below(RESULTS))
@@ -308,7 +314,7 @@ def finished() -> list[Path]:
 
 def _finished_below(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.name.startswith(".") or (folder == RESULTS and path.name in NOT_RECORDED):
+        if path.name.startswith(".") or (folder == RESULTS and path.name in NOT_RECORDED) or path.match(SHARDS):
             continue
         if path.is_dir() and not (path / MANIFEST).is_file():
             yield from _finished_below(path)
@@ -321,10 +327,11 @@ def record() -> list[Path]:
 
     DVC writes recorded tables anew; their times, by which Snakemake judges them, are set back.
 
-    Raises InputError outside a clone, when nothing is finished, or when DVC or git fails.
+    Raises InputError outside a clone, while a run is at work here, when nothing is finished, or when DVC or git fails.
     """
     if not Path(".dvc").is_dir():
         raise InputError("there is no .dvc here; results are recorded in the root of a clone of this project")
+    _check_that_nobody_runs()
     found = finished()
     if not found:
         raise InputError("results/ holds nothing that is finished")

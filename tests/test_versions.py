@@ -1,6 +1,7 @@
 """Versions: what counts as up to date when results come back, and two revisions side by side."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from seas.artifacts import Provenance, damage, read_manifest, stale, write_table
 from seas.compare import changed_settings, compare, difference
 from seas.config import Workflow, overlaid
 from seas.errors import InputError
-from seas.versions import artifacts, finished, restore, set_apart
+from seas.versions import artifacts, finished, record, restore, set_apart
 
 RUN = Path("results/mine/seas/seed0")
 PUBLISHED = {"metrics.json": "{}\n", "settings.json": "{}\n", "plots/losses/a.csv": "step,loss\n1,2\n"}
@@ -132,12 +133,14 @@ def test_another_input_is_named(project):
     assert found.aside[RUN / "generator/bolt"] == f"it was made from another {split.path}"
 
 
-def test_nothing_is_set_aside_while_a_run_is_at_work(project):
+def test_nothing_is_set_aside_or_recorded_while_a_run_is_at_work(project):
     make(flow())
     (RUN / "rmp/bolt/weights").write_text("damaged")
+    Path(".dvc").mkdir()
     runs.LOCK.write_text(json.dumps(runs.Holder("elsewhere", 7, "boot-1", "ada", 0.0, "", False)._asdict()))
-    with pytest.raises(InputError, match="process 7 of ada on elsewhere is running the workflow"):
-        restore(flow(), [])
+    for work in (lambda: restore(flow(), []), record):
+        with pytest.raises(InputError, match="process 7 of ada on elsewhere is running the workflow"):
+            work()
     assert (RUN / "rmp/bolt").exists()
 
 
@@ -187,7 +190,8 @@ def test_an_ablation_shares_the_parents_artifacts(project):
 def test_finished_results_are_folders_and_tables_with_a_manifest(project):
     make(flow())
     Path("results/logs/x").mkdir(parents=True)
-    (Path("results/mine/seas/seed0/generator/.half.partial")).mkdir()
+    Path("results/mine/seas/seed0/generator/.half.partial").mkdir()
+    shutil.copytree(RUN / "generation/bolt", RUN / "shards/bolt/0")
     pd.DataFrame({"a": [1]}).to_parquet("results/mine/data/no_origin.parquet")
     assert finished() == sorted(artifact.path for artifact in artifacts(flow()))
 
