@@ -252,6 +252,19 @@ def normalised(formula: Callable) -> Callable:
     return check
 
 
+def mass(bench: Bench, name: str) -> None:
+    trainer = bench.generator_trainer(name)
+    anomaly, _, mask = maps_and_mask(trainer)
+    expected = 0.0
+    for level, maps in anomaly.items():
+        taken, wanted = trainer.settings.anomaly_tokens * np.stack(maps), mask[level]
+        inside, outside = wanted * -np.log(taken), (1 - wanted) * -np.log(1 - taken)
+        for k in range(len(wanted)):
+            means = [part[k].sum() / max(w.sum(), 1e-6) for part, w in ((inside, wanted[k]), (outside, 1 - wanted[k]))]
+            expected += sum(means) / len(wanted)
+    assert float(trainer.losses(0)["da_first"].detach()) == pytest.approx(expected, rel=1e-4)
+
+
 def shots(number: int) -> Callable:
     def check(bench: Bench, name: str) -> None:
         rows = [(folder, kind) for folder, kind, n in (("test", "a", 30), ("train", "good", 4)) for _ in range(n)]
@@ -394,6 +407,7 @@ CHECKS: dict[str, Callable] = {
     "with_another_term": another_term,
     "map_none": normalised(lambda maps: maps),
     "map_min_max": normalised(min_maxed),
+    "map_mass": mass,
     "ob_1_df_1": tokens_of_a_prompt(1, 1),
     "ob_1_df_8": tokens_of_a_prompt(1, 8),
     "ob_4_df_4": tokens_of_a_prompt(4, 4),
