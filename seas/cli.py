@@ -163,7 +163,7 @@ def restore(config: Annotated[list[str], GIVEN] = []) -> None:  # noqa: B006
 
 @app.command()
 def compare(
-    before: Annotated[str, typer.Argument(help="a git revision with results")],
+    before: Annotated[str, typer.Argument(help="a git revision with results, or an experiment of DVC")],
     after: Annotated[str | None, typer.Argument(help="another one; the working folder when absent")] = None,
 ) -> None:
     """Compare the results of two revisions: settings and numbers that changed, and which changes are beyond chance."""

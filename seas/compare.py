@@ -125,7 +125,7 @@ def _text(value: Any) -> str:
 
 
 def read_revision(revision: str | None, file: str) -> Any:
-    """The JSON content of a file of results/ in a git revision; None is the working folder.
+    """The JSON content of a file of results/ in a git revision or an experiment of DVC; None is the working folder.
 
     Raises InputError when the revision or the file in it does not exist.
     """
@@ -134,13 +134,23 @@ def read_revision(revision: str | None, file: str) -> Any:
         if not path.is_file():
             raise InputError(f"{path} does not exist; it is written at the end of a run")
         return _parsed(path.read_text(), str(path))
-    known = subprocess.run(["git", "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"], capture_output=True)
-    if known.returncode:
-        raise InputError(f"'{revision}' is no revision of this repository")
-    shown_file = subprocess.run(["git", "show", f"{revision}:./{path}"], capture_output=True, text=True)
+    shown_file = subprocess.run(["git", "show", f"{_commit(revision)}:./{path}"], capture_output=True, text=True)
     if shown_file.returncode:
         raise InputError(f"the revision '{revision}' has no {path}; commit the results first")
     return _parsed(shown_file.stdout, f"{path} of '{revision}'")
+
+
+def _commit(revision: str) -> str:
+    """The commit of a git revision, or of an experiment of DVC by its name."""
+    experiments = _git("for-each-ref", "--format=%(refname)", "refs/exps").split()
+    for name in (revision, *(name for name in experiments if name.rpartition("/")[2] == revision)):
+        if commit := _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip():
+            return commit
+    raise InputError(f"'{revision}' is no revision of this repository, and no experiment of DVC")
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True).stdout
 
 
 def _parsed(text: str, where: str) -> Any:

@@ -255,6 +255,8 @@ def test_two_revisions_side_by_side(tmp_path, monkeypatch):
     assert "1 numbers are gone: d/seas." in text and "1 numbers are new: d/seas." in text
     assert "2 differences were judged, 1 are beyond chance" in text
     assert "4 of 4 numbers are equal, 0 differ." in compare("HEAD", "HEAD")
+    git("update-ref", "refs/exps/ab/cdef/tau", "HEAD")
+    assert "4 of 4 numbers are equal, 0 differ." in compare("HEAD", "tau")
     with pytest.raises(InputError, match="'nowhere' is no revision"):
         compare("nowhere", None)
     git("rm", "-q", "--cached", "results/metrics.json")
