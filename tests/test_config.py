@@ -266,3 +266,9 @@ def jobs_beside_its_parents(project, experiment):
     whole = flow(experiments=lineage(experiment))
     paths = {artifact.path for artifact in artifacts(flow(experiments=lineage(experiment)[1:] or ["seas"]))}
     return dict(Counter(artifact.stage for artifact in artifacts(whole) if artifact.path not in paths))
+
+
+@pytest.mark.parametrize("overlay", ["demo", "windows", "card_12gb", "card_24gb"])
+def test_what_the_project_ships_to_be_laid_over_the_configuration_is_valid(overlay):
+    content = yaml.safe_load((REPOSITORY / f"config/{overlay}.yaml").read_text())
+    validated(Config, overlaid({"datasets": ["mine"]}, content), overlay)
