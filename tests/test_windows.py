@@ -86,6 +86,11 @@ def test_faults(photographs, tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(InputError, match="there exists already"):
         write_windows(photographs, 64, tmp_path / "there")
+    write_image(np.zeros((64, 64, 3), np.uint8), photographs / "part/train/good/000.bmp")
+    with pytest.raises(InputError, match=r"another photograph has the name of train/good/000\.png; rename one"):
+        write_windows(photographs, 64, tmp_path / "new")
+    (photographs / "part/train/good/000.bmp").unlink()
     write_mask(np.ones((8, 8), bool), photographs / "part/ground_truth/scratch/000_mask.png")
     with pytest.raises(InputError, match=r"000_mask\.png is 8×8 px, its image is not"):
         write_windows(photographs, 64, tmp_path / "new")
+    assert {path.name for path in tmp_path.iterdir()} == {"photographs", "there"}

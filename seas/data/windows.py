@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from seas.artifacts import writing_file
+from seas.artifacts import writing_file, writing_folder
 from seas.data.mvtec_ad import list_products, list_samples
 from seas.data.split import read_groups
 from seas.errors import InputError
@@ -30,40 +30,45 @@ def write_windows(root: Path, side: int, out: Path, groups: str | None = None) -
 
     A window is named by its photograph and its first row and column, in pixels. One without an anomaly is a good one,
     in test/good where its photograph shows a defect elsewhere. photographs.csv groups each product's windows by
-    photograph; the file ``groups`` of a product's folder is carried over to its windows.
+    photograph; the file ``groups`` of a product's folder is carried over to its windows. After a fault nothing is left.
 
     Returns the number of windows. Raises InputError for faults of the dataset, or when ``out`` exists.
     """
     if out.exists():
         raise InputError(f"{out} exists already; name a folder that does not")
     written = 0
-    for product in list_products(root):
-        of_photograph = read_groups(root, product, groups) if groups else {}
-        rows = []
-        for sample in progress(list_samples(root, product), f"windows {product}"):
-            image = read_image(root / sample.image)
-            mask = read_mask(root / sample.mask) if sample.mask else np.zeros(image.shape[:2], bool)
-            if mask.shape != image.shape[:2]:
-                raise InputError(f"{root / sample.mask} is {mask.shape[1]}×{mask.shape[0]} px, its image is not")
-            for top, left, kept in _windows(mask, side):
-                cut = (slice(top, top + side), slice(left, left + side))
-                name = f"{Path(sample.image).stem}_{top:05d}_{left:05d}"
-                kind = sample.type if kept else "good"
-                path = (
-                    f"{sample.folder}/{kind}/{sample.type}_{name}.png"
-                    if kind != sample.type
-                    else f"{sample.folder}/{kind}/{name}.png"
+    with writing_folder(out, None) as folder:
+        for product in list_products(root):
+            of_photograph = read_groups(root, product, groups) if groups else {}
+            rows = []
+            for sample in progress(list_samples(root, product), f"windows {product}"):
+                image = read_image(root / sample.image)
+                mask = read_mask(root / sample.mask) if sample.mask else np.zeros(image.shape[:2], bool)
+                if mask.shape != image.shape[:2]:
+                    raise InputError(f"{root / sample.mask} is {mask.shape[1]}×{mask.shape[0]} px, its image is not")
+                for top, left, kept in _windows(mask, side):
+                    cut = (slice(top, top + side), slice(left, left + side))
+                    name = f"{Path(sample.image).stem}_{top:05d}_{left:05d}"
+                    kind = sample.type if kept else "good"
+                    path = (
+                        f"{sample.folder}/{kind}/{sample.type}_{name}.png"
+                        if kind != sample.type
+                        else f"{sample.folder}/{kind}/{name}.png"
+                    )
+                    write_image(image[cut], folder / product / path)
+                    if kept:
+                        write_mask(mask[cut], folder / product / "ground_truth" / kind / f"{name}_mask.png")
+                    rows.append((path, sample.image.removeprefix(f"{product}/"), of_photograph.get(sample.image)))
+            table = pd.DataFrame(rows, columns=["window", "photograph", "group"])
+            if (twice := table.window.duplicated()).any():
+                raise InputError(
+                    f"{root / product}: another photograph has the name of {table.photograph[twice].iloc[0]}; rename one"
                 )
-                write_image(image[cut], out / product / path)
-                if kept:
-                    write_mask(mask[cut], out / product / "ground_truth" / kind / f"{name}_mask.png")
-                rows.append((path, sample.image.removeprefix(f"{product}/"), of_photograph.get(sample.image)))
-        table = pd.DataFrame(rows, columns=["window", "photograph", "group"])
-        _write_groups(table[["window", "photograph"]], out / product / PHOTOGRAPHS)
-        if of_photograph:
-            named = table.assign(group=table.group.fillna(table.photograph))
-            _write_groups(named[["window", "group"]], out / product / groups)
-        written += len(table)
+            _write_groups(table[["window", "photograph"]], folder / product / PHOTOGRAPHS)
+            if of_photograph:
+                named = table.assign(group=table.group.fillna(table.photograph))
+                _write_groups(named[["window", "group"]], folder / product / groups)
+            written += len(table)
     return written
 
 
