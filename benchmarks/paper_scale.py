@@ -70,7 +70,7 @@ def main() -> None:
     given = parser.parse_args()
     compute = ComputeSettings(device="cpu", precision="bf16", threads=given.threads)
     torch.set_num_threads(given.threads)
-    data = DataSettings(normals=2, augmentation=False)
+    data = DataSettings(normals=2, augmentation="none")
     with tempfile.TemporaryDirectory(prefix="paper_scale_") as name:
         folder = Path(name)
         root, split, base = folder / "data", folder / "split.parquet", folder / "stable-diffusion-v1-4"

@@ -170,8 +170,18 @@ def augment(array: np.ndarray, index: int) -> np.ndarray:
     return np.ascontiguousarray(turned)
 
 
-def draw_augmentation(rng: np.random.Generator) -> int:
-    """One of 0/90/180/270° and one of none/left-right/top-bottom, as the index of the symmetry that they make together."""
+SYMMETRIES = {"turns_and_flips": tuple(range(8)), "flips": (0, 2, 4, 6), "half_turn": (0, 2), "none": (0,)}
+"""The symmetries (indices of ``augment``) of each value of ``data.augmentation``; 4 mirrors left-right, 6 top-bottom."""
+
+
+def draw_augmentation(rng: np.random.Generator, augmentation: str) -> int:
+    """The index of one of the symmetries that ``augmentation`` names.
+
+    "turns_and_flips" draws one of 0/90/180/270° and one of none/left-right/top-bottom, as the released code does, so that
+    two of three draws are mirrored; the others draw each symmetry as often as another.
+    """
+    if augmentation != "turns_and_flips":
+        return int(rng.choice(SYMMETRIES[augmentation]))
     turns, flip = int(rng.integers(4)), int(rng.integers(3))
     if flip == 0:
         return turns

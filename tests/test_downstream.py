@@ -137,7 +137,7 @@ class TestBatches:
             "size": 32,
             "fit": "auto",
             "batch_size": 4,
-            "augmentation": True,
+            "augmentation": "turns_and_flips",
             "jitter": 0.1,
             "seed": 0,
         } | changes
@@ -156,7 +156,7 @@ class TestBatches:
         assert all(np.array_equal(*pair) for pair in zip(jumped, reached, strict=True))
 
     def test_without_augmentation_the_photographs_stay_as_they_are(self, miniature):
-        batch = self.batches(miniature, augmentation=False, jitter=0.0).batch(0)
+        batch = self.batches(miniature, augmentation="none", jitter=0.0).batch(0)
         abnormal, _ = training_samples("real", {"washer": miniature.split}, {"washer": []}, miniature.root)
         masks = [load_fitted(sample.root, sample, 32, "auto").mask for sample in abnormal]
         assert all(any(np.array_equal(mask, own) for own in masks) for mask in batch.masks[:2])
@@ -172,7 +172,7 @@ class TestBatches:
         values = {}
         for jitter in (0.0, 0.1):
             batches = SegmentationBatches(
-                *pools, size=32, fit="auto", batch_size=2, augmentation=True, jitter=jitter, seed=0
+                *pools, size=32, fit="auto", batch_size=2, augmentation="turns_and_flips", jitter=jitter, seed=0
             )
             images = np.concatenate([batches.batch(step).images for step in range(20)])
             assert (images == images[:, :1, :1, :1]).all()
@@ -298,7 +298,7 @@ class TestTraining:
             abnormal.append(Sample(tmp_path, f"a{k}.png", f"m{k}.png"))
             normal.append(Sample(tmp_path, f"n{k}.png", ""))
         batches = SegmentationBatches(
-            abnormal, normal, size=32, fit="auto", batch_size=4, augmentation=True, jitter=0.1, seed=0
+            abnormal, normal, size=32, fit="auto", batch_size=4, augmentation="turns_and_flips", jitter=0.1, seed=0
         )
         settings = SMALL.model_copy(update={"updates": 60})
         trainer = SegmenterTrainer("bisenet_v2", batches, settings, CPU, 0, torch.device("cpu"))

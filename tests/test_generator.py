@@ -378,7 +378,7 @@ class TestBatches:
 
     def test_the_latent_is_a_fresh_posterior_sample(self, tiny_base, miniature):
         batches, split = self.batches(
-            tiny_base, miniature, data=miniature.data.model_copy(update={"augmentation": False})
+            tiny_base, miniature, data=miniature.data.model_copy(update={"augmentation": "none"})
         )
         encoded = batches._encoded["shot"]
         batch = batches.batch(0)

@@ -164,9 +164,24 @@ class TestAugmentation:
 
     def test_one_of_four_turns_and_one_of_three_flips(self):
         draws = np.random.default_rng(0)
-        counts = np.bincount([draw_augmentation(draws) for _ in range(12000)], minlength=8) / 12000
+        counts = np.bincount([draw_augmentation(draws, "turns_and_flips") for _ in range(12000)], minlength=8) / 12000
         # each plain turn: 1/4 · 1/3; each mirrored one: two of the twelve combinations
         assert counts == pytest.approx([1 / 12] * 4 + [1 / 6] * 4, abs=0.015)
+
+    @pytest.mark.parametrize(
+        "augmentation, views",
+        {
+            "flips": ["abcd", "badc", "cdab", "dcba"],
+            "half_turn": ["abcd", "dcba"],
+            "none": ["abcd"],
+        }.items(),
+    )
+    def test_a_product_with_a_direction_keeps_it(self, augmentation, views):
+        picture = np.array([["a", "b"], ["c", "d"]])
+        draws = np.random.default_rng(0)
+        seen = ["".join(augment(picture, draw_augmentation(draws, augmentation)).ravel()) for _ in range(4000)]
+        assert sorted(set(seen)) == sorted(views)
+        assert all(seen.count(view) / 4000 == pytest.approx(1 / len(views), abs=0.03) for view in views)
 
 
 def test_tensors_and_back():

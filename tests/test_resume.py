@@ -77,7 +77,7 @@ def test_killed_at_a_random_moment(trainer, miniature, tiny_base, generator, rmp
 
     def kept_files():  # os.walk passes over folders that the process removes meanwhile, Path.rglob raises
         folders = os.walk(tmp_path / ".killed.working")
-        return {os.path.join(folder, file) for folder, _, files in folders for file in files}
+        return {Path(folder) / file for folder, _, files in folders for file in files}
 
     subprocess.run(command("whole"), check=True, stdout=subprocess.DEVNULL)
     seed = random.randrange(10**6)

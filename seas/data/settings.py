@@ -28,8 +28,11 @@ class DataSettings(StationSettings):
         source="Sec. 4.1, Tab. 11",
     )
     normals: int = setting(60, "normal images that generator and RMP train on", unit="images", source="Sec. 4.1", ge=1)
-    augmentation: bool = setting(
-        True, "turns by 90° and flips, one draw shared by an image, its mask and its normal", source="released code"
+    augmentation: Literal["turns_and_flips", "flips", "half_turn", "none"] = setting(
+        "turns_and_flips",
+        "how training images are turned, one draw shared by an image, its mask and its normal: by 90° and mirrored, "
+        "mirrored alone (vertical grain stays vertical), by 180° alone (a thread keeps its hand), or not at all",
+        source="released code; ours",
     )
     groups: str | None = setting(
         None,

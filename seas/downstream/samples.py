@@ -71,7 +71,7 @@ class SegmentationBatches:
         size: int,
         fit: str,
         batch_size: int,
-        augmentation: bool,
+        augmentation: str,
         jitter: float,
         seed: int,
     ) -> None:
@@ -100,7 +100,7 @@ class SegmentationBatches:
             samples[int(rng(self._seed, "downstream order", pool, epoch).permutation(len(samples))[place])]
         )
         draws = rng(self._seed, "downstream augmentation", pool, step, number)
-        turn = draw_augmentation(draws) if self._augmentation else 0
+        turn = draw_augmentation(draws, self._augmentation)
         contrast, brightness = 1 + self._jitter * draws.uniform(-1, 1, 2)
         image = augment(fitted.image, turn).astype(np.float32)
         image = (image - image.mean()) * contrast + image.mean() * brightness

@@ -10,7 +10,7 @@ from seas.artifacts import Provenance, read_table, writing_folder
 from seas.data.settings import DataSettings
 from seas.generation.settings import CROP_AND_PASTE_STAGE_VERSION
 from seas.generation.tree import write_generated, write_images_table
-from seas.images import Fitted, augment, load_fitted, valid_box, valid_part
+from seas.images import SYMMETRIES, Fitted, augment, load_fitted, valid_box, valid_part
 from seas.seeding import rng
 from seas.training import progress
 
@@ -39,7 +39,7 @@ def crop_and_paste_product(
                     defects[random.integers(len(defects))][0],
                     normals[random.integers(len(normals))],
                 )
-                turn = int(random.integers(8)) if data.augmentation else 0
+                turn = int(random.choice(SYMMETRIES[data.augmentation]))
                 image, mask = paste(random, defect, normal, turn)
                 part = valid_part(normal.valid)
                 rows.append(

@@ -17,11 +17,9 @@ from seas.data.settings import DataSettings
 from seas.errors import InputError
 from seas.generator.pipeline import StartNormals
 from seas.generator.prompts import Prompts
-from seas.images import augment, draw_augmentation, load_fitted, to_tensor, valid_box
+from seas.images import SYMMETRIES, augment, draw_augmentation, load_fitted, to_tensor, valid_box
 from seas.seeding import rng, torch_rng
 from seas.training import progress
-
-AUGMENTATIONS = 8
 
 
 class Batch(NamedTuple):
@@ -52,7 +50,7 @@ class Batch(NamedTuple):
 
 class _Encoded(NamedTuple):
     rows: pd.DataFrame
-    mean: Tensor  # (n, augmentations, C, h, w)
+    mean: Tensor  # (n, symmetries, C, h, w)
     deviation: Tensor
     mask: np.ndarray  # (n, S, S)
     valid: np.ndarray
@@ -81,7 +79,7 @@ class TrainingBatches:
         self._seed = seed
         self._counts = {"shot": abnormal_per_batch, "normal": normal_per_batch}
         self._scaling_factor = vae.config.scaling_factor
-        self._augmented = data.augmentation
+        self._augmentation = data.augmentation
         self._encoded = {
             role: _encode(
                 split[split.role == role].reset_index(drop=True), root, data, vae, f"encode {prompts.product} {role}s"
@@ -92,17 +90,18 @@ class TrainingBatches:
     def batch(self, step: int) -> Batch:
         """The batch of one step."""
         draws = rng(self._seed, "augmentation", step)
-        shared = [draw_augmentation(draws) if self._augmented else 0 for _ in range(max(self._counts.values()))]
+        shared = [draw_augmentation(draws, self._augmentation) for _ in range(max(self._counts.values()))]
         latents, masks, valids, types = [], [], [], []
         for role, count in self._counts.items():
             encoded = self._encoded[role]
             for slot in range(count):
                 image = self._image_in_turn(role, step * count + slot, len(encoded.rows))
                 turn = shared[slot]
+                view = SYMMETRIES[self._augmentation].index(turn)
                 noise = torch.randn(
                     encoded.mean.shape[2:], generator=torch_rng(self._seed, "posterior", role, step, slot)
                 )
-                latents.append(encoded.mean[image, turn] + encoded.deviation[image, turn] * noise)
+                latents.append(encoded.mean[image, view] + encoded.deviation[image, view] * noise)
                 masks.append(augment(encoded.mask[image], turn))
                 valids.append(augment(encoded.valid[image], turn))
                 types.append(encoded.rows.type[image])
@@ -129,10 +128,9 @@ def _encode(rows: pd.DataFrame, root: Path, data: DataSettings, vae: Autoencoder
     if rows.empty:
         raise InputError(f"{label}: the split has no such image")
     means, deviations, masks, valids = [], [], [], []
-    augmentations = range(AUGMENTATIONS if data.augmentation else 1)
     for row in progress(list(rows.itertuples()), label):
         fitted = load_fitted(root, row, data.image_size, data.fit)
-        images = torch.stack([to_tensor(augment(fitted.image, turn)) for turn in augmentations])
+        images = torch.stack([to_tensor(augment(fitted.image, turn)) for turn in SYMMETRIES[data.augmentation]])
         with torch.no_grad():
             posterior = vae.encode(images.to(vae.device)).latent_dist
         means.append(posterior.mean.float().cpu())
