@@ -1,7 +1,6 @@
 """Segmentation: the network's facts, equal conditions of the arms, resume, scoring, prediction on own photographs."""
 
 import json
-from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,6 @@ from seas.downstream.settings import DownstreamSettings
 from seas.downstream.train import IGNORED, SegmenterTrainer, rate, train_segmenter
 from seas.errors import InputError
 from seas.generation.crop_and_paste import crop_and_paste_product
-from seas.generation.tree import write_generated, write_images_table
 from seas.images import load_fitted, read_image, write_image, write_mask
 from seas.settings import ComputeSettings
 
@@ -114,30 +112,6 @@ class TestArms:
         assert self.counts("crop_and_paste", miniature, [pairs]) == (15, 10)
         assert self.counts("real+generated", miniature, [pairs]) == (21, 10)
         assert self.counts("real+crop_and_paste", miniature, [pairs]) == (21, 10)
-
-    def test_even_sources_have_equal_shares(self, miniature, tmp_path):
-        """6 shots and 10 photographed normals beside a generation of 15 pairs and 4 normals."""
-        kinds = {"rust": 15, "good": 4}
-        rows = [
-            write_generated(
-                tmp_path, kind, k, np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), bool), source_normal="", draws=1
-            )
-            for kind, count in kinds.items()
-            for k in range(count)
-        ]
-        write_images_table(rows, tmp_path)
-
-        def shares(trained_on, sources):
-            arm = {"washer": miniature.split}, {"washer": [tmp_path] if "generated" in trained_on else []}
-            for images in training_samples(trained_on, *arm, miniature.root, sources):
-                counts = Counter(images)
-                for root in (miniature.root, tmp_path):
-                    yield sorted(count for sample, count in counts.items() if sample.root == root)
-
-        assert list(shares("real+generated", "pooled")) == [[1] * 6, [1] * 15, [1] * 10, []]
-        assert list(shares("real+generated", "even")) == [[2, 2, 2, 3, 3, 3], [1] * 15, [1] * 10, [2, 2, 3, 3]]
-        assert list(shares("generated", "even")) == [[], [1] * 15, [1] * 10, [2, 2, 3, 3]]
-        assert list(shares("real", "even")) == list(shares("real", "pooled")) == [[1] * 6, [], [1] * 10, []]
 
     def test_no_test_image_is_trained_on(self, miniature, pairs):
         split = read_table(miniature.split)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,48 +27,29 @@ class Sample(NamedTuple):
 
 
 def training_samples(
-    trained_on: str,
-    splits: Mapping[str, Path],
-    trees: Mapping[str, Sequence[Path]],
-    root: Path,
-    sources: str = "pooled",
+    trained_on: str, splits: Mapping[str, Path], trees: Mapping[str, Sequence[Path]], root: Path
 ) -> tuple[list[Sample], list[Sample]]:
     """The abnormal and the normal images of an arm.
 
-    The abnormal images are the split's shots for ``real`` and the arms that name ``real``, and the trees' pairs for all
-    but ``real``. The normal ones are all of train/good, and, with ``sources`` "even", the trees' normals. "even" repeats
-    the images of the smaller source, in turn, until it has as many as the larger.
+    The normals are all of train/good in each arm; the abnormal ones are the split's shots for ``real`` and
+    the arms that name ``real``, and the trees' pairs for all but ``real``.
 
     Raises InputError when there is none of either.
     """
-    shots: list[Sample] = []
-    pairs: list[Sample] = []
-    photographed: list[Sample] = []
-    generated: list[Sample] = []
+    abnormal: list[Sample] = []
+    normal: list[Sample] = []
     for product, path in splits.items():
         split = read_table(path)
-        photographed += _samples(root, split[(split.type == "good") & (split.folder == "train")])
+        normal += [Sample(root, image, "") for image in split[(split.type == "good") & (split.folder == "train")].image]
         if trained_on.startswith("real"):
-            shots += _samples(root, split[split.role == "shot"])
+            shots = split[split.role == "shot"]
+            abnormal += [Sample(root, *pair) for pair in zip(shots.image, shots["mask"], strict=True)]
         for tree in trees[product]:
-            table = read_table(tree / "images.parquet")
-            pairs += _samples(tree, table[table.type != "good"])
-            generated += _samples(tree, table[table.type == "good"])
-    even = sources == "even"
-    abnormal = _evenly(shots, pairs) if even else shots + pairs
-    normal = _evenly(photographed, generated) if even else photographed
+            pairs = read_table(tree / "images.parquet").query("type != 'good'")
+            abnormal += [Sample(tree, *pair) for pair in zip(pairs.image, pairs["mask"], strict=True)]
     if not abnormal or not normal:
         raise InputError(f"downstream {trained_on}: there is no {'abnormal' if normal else 'normal'} image to train on")
     return abnormal, normal
-
-
-def _samples(root: Path, rows: pd.DataFrame) -> list[Sample]:
-    return [Sample(root, *pair) for pair in zip(rows.image, rows["mask"], strict=True)]
-
-
-def _evenly(*sources: list[Sample]) -> list[Sample]:
-    longest = max(map(len, sources))
-    return [sample for source in sources for sample in islice(cycle(source), longest)]
 
 
 class Batch(NamedTuple):

@@ -22,8 +22,8 @@ TREES: dict[str, tuple[str, ...]] = {
 class DownstreamSettings(StationSettings):
     """Supervised segmentation with generated pairs (Sec. 4.3, Tab. 4), and the arms it is compared with.
 
-    Each arm has the same photographed normals (all of train/good), updates, batches, augmentation and schedule; the last
-    weights are kept in each, so that nothing is chosen by looking at the test set.
+    Each arm has the same normals (all of train/good), updates, batches, augmentation and schedule; the last weights
+    are kept in each, so that nothing is chosen by looking at the test set.
     """
 
     models: tuple[Literal["bisenet_v2"], ...] = setting(
@@ -34,12 +34,6 @@ class DownstreamSettings(StationSettings):
         "sources of the abnormal images, one arm each",
         source="Sec. 4.3; ours",
         min_length=1,
-    )
-    sources: Literal["pooled", "even"] = setting(
-        "pooled",
-        "how an arm's sources mix: pooled, each image as often as another, all normals photographs; or even, shots and pairs "
-        "in equal shares, and half of the normals generated where pairs are, so that a picture's origin does not tell its label",
-        source="Sec. 4.3; ours",
     )
     scope: Literal["unified", "per_product"] = setting(
         "unified", "one model for all products, or one each", source="Tab. 4, Tab. 8"

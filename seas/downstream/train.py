@@ -69,7 +69,7 @@ def train_segmenter(
     provenance = Provenance.of("downstream", STAGE_VERSION, obeyed, seed, inputs)
     working = working_folder(output, provenance)
 
-    abnormal, normal = training_samples(trained_on, splits, trees, root, settings.sources)
+    abnormal, normal = training_samples(trained_on, splits, trees, root)
     batches = SegmentationBatches(
         abnormal,
         normal,
@@ -114,7 +114,7 @@ def train_segmenter(
             "trained_on": trained_on,
             "seed": seed,
             "protocol": f"pixels pooled within a product, masks at {settings.image_size} px (half of a pixel's area); "
-            f"trained on {len(set(abnormal))} abnormal and {len(set(normal))} normal images",
+            f"trained on {len(abnormal)} abnormal and {len(normal)} normal images",
             "extractor": "",
         }
         write_table(
