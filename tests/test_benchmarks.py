@@ -2,10 +2,12 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
@@ -36,3 +38,20 @@ def test_the_memory_of_an_update_is_as_the_readme_has_it():
     rows = [line for line in printed("memory.py").splitlines() if "GB" in line and "---" not in line]
     readme = (REPOSITORY / "benchmarks/README.md").read_text()
     assert len(rows) == 5 and all(row in readme for row in rows)
+
+
+def test_validation_never_touches_shots_their_groups_or_test_images():
+    split = pd.DataFrame(
+        [
+            ("shot.png", "rust", "shot"),
+            ("twin.png", "rust", "left_out"),
+            ("other.png", "rust", "left_out"),
+            ("alone.png", "good", "left_out"),
+            ("test.png", "rust", "test"),
+            ("normal.png", "good", "normal"),
+        ],
+        columns=["image", "type", "role"],
+    )
+    validation = runpy.run_path(str(REPOSITORY / "benchmarks/validate_arms.py"))["validation_split"]
+    found = validation(split, {"shot.png": "a", "twin.png": "a", "other.png": "b"})
+    assert list(found.role) == ["shot", "left_out", "test", "test", "reserve", "normal"]

@@ -1,0 +1,106 @@
+"""Which settings suit the segmentation models? Every arm, scored on photographs that no arm trains or tests on.
+
+With fewer shots than the third (``shots_1`` … ``shots_8``), the rest of the third is used by nobody: its abnormal images, and the good
+ones that the split leaves out, stand in for the test images here, so that settings can be chosen without looking at
+those. Images of a group with a shot are left out. The workflow makes what is missing of the pairs. From the repository's root::
+
+    .venv/bin/python benchmarks/validate_arms.py --dataset mine_windows --config config/demo.yaml config/windows.yaml
+
+It prints scores in percent, per arm and learning rate, as means over products, for each seed.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+from seas.artifacts import read_table, write_table
+from seas.config import Workflow, load_workflow
+from seas.data.split import read_groups
+from seas.downstream.settings import TREES
+from seas.downstream.train import train_segmenter
+
+MODEL = "bisenet_v2"
+SCORES = [("image", "auroc"), ("image", "ap"), ("pixel", "auroc"), ("pixel", "ap"), ("pixel", "iou_oracle")]
+
+
+def validation_split(split: pd.DataFrame, groups: dict[str, str]) -> pd.DataFrame:
+    """The split whose test images are those that it leaves out, but for images of a shot's group."""
+    group = split.image.map(lambda image: groups.get(image, image))
+    of_a_shot = group.isin(set(group[split.role == "shot"]))
+    role = split.role.where(split.role != "test", "reserve")
+    return split.assign(role=role.where((split.role != "left_out") | of_a_shot, "test"))
+
+
+def made(flow: Workflow, dataset: str, experiment: str, seed: int, arms: list[str], files: list[Path]) -> None:
+    """Have the workflow make every pair that the arms train on, and that is not there yet."""
+    stages = {stage for arm in arms for stage in TREES[arm]}
+    targets = [flow.split(dataset, experiment, seed, product) for product in flow.products(dataset)]
+    targets += [
+        f"{flow.folder(dataset, experiment, seed, stage)}/{product}"
+        for stage in sorted(stages)
+        for product in flow.products(dataset)
+    ]
+    chosen = [f"datasets=[{dataset}]", f"experiments=[{experiment}]", f"seeds=[{seed}]"]
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--configfile", *map(str, files), "--config", *chosen]
+    subprocess.run([*command, "--", *targets], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, nargs="+", default=[Path("config/demo.yaml")])
+    parser.add_argument("--dataset", default="miniature")
+    parser.add_argument("--experiment", default="shots_4", help="one with fewer shots than the third")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--arms", nargs="+", choices=list(TREES), default=list(TREES))
+    parser.add_argument(
+        "--learning-rates", type=float, nargs="+", help="of the segmentation model; the config's when absent"
+    )
+    arguments = parser.parse_args()
+
+    dataset, experiment = arguments.dataset, arguments.experiment
+    flow = load_workflow(arguments.config, datasets=[dataset], experiments=[experiment], seeds=arguments.seeds)
+    settings, root = flow.settings(dataset, experiment), flow.datasets[dataset].root
+    rows = []
+    for seed in arguments.seeds:
+        made(flow, dataset, experiment, seed, arguments.arms, arguments.config)
+        with tempfile.TemporaryDirectory() as folder:
+            splits = {}
+            for product in flow.products(dataset):
+                groups = read_groups(root, product, settings.data.groups) if settings.data.groups else {}
+                split = read_table(Path(flow.split(dataset, experiment, seed, product)))
+                splits[product] = Path(folder) / f"{product}.parquet"
+                write_table(validation_split(split, groups), splits[product])
+            for arm in arguments.arms:
+                trees = {
+                    product: [Path(flow.folder(dataset, experiment, seed, stage)) / product for stage in TREES[arm]]
+                    for product in splits
+                }
+                for rate in arguments.learning_rates or [settings.downstream.learning_rate]:
+                    output = Path(folder) / arm / str(rate)
+                    train_segmenter(
+                        MODEL,
+                        arm,
+                        splits,
+                        trees,
+                        root,
+                        settings.downstream.model_copy(update={"learning_rate": rate}),
+                        settings.data,
+                        settings.compute.of("downstream"),
+                        seed,
+                        dataset=dataset,
+                        experiment=experiment,
+                        output=output,
+                    )
+                    scores = read_table(output / "scores.parquet").query("product == ''")
+                    values = scores.set_index(["level", "metric"]).value
+                    row = {"seed": seed, "arm": arm, "learning_rate": rate}
+                    rows.append(row | {f"{level}_{metric}": values[level, metric] for level, metric in SCORES})
+                    print(pd.DataFrame(rows).round(1).to_string(index=False), flush=True)
+
+
+if __name__ == "__main__":
+    main()
