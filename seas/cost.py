@@ -5,12 +5,11 @@ the same device; else from ``seas.resources``, where each is a measurement on a 
 which.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from seas.artifacts import RUN
+from seas.artifacts import run_facts
 from seas.config import Workflow
 from seas.plan import Job, planned
 from seas.resources import MEASURED, Rate, rate
@@ -31,11 +30,8 @@ def rates_of_finished(jobs: Mapping[Path, Job]) -> dict[tuple[str, str], float]:
     """(stage, device) → seconds of one step, the mean over the finished jobs that leave a run.json."""
     found = defaultdict(list)
     for job in jobs.values():
-        try:
-            run = json.loads((job.output / RUN).read_text())
-        except (OSError, ValueError):
-            continue
-        if job.work.steps and (run["device"] == "cpu") == (job.work.device == "cpu"):
+        run = run_facts(job.output)
+        if run and job.work.steps and (run["device"] == "cpu") == (job.work.device == "cpu"):
             found[job.work.stage, job.work.device].append(run["wall_seconds"] / job.work.steps)
     return {key: sum(seconds) / len(seconds) for key, seconds in found.items()}
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 
-from seas.artifacts import read_manifest
+from seas import artifacts
+from seas.artifacts import read_manifest, run_facts
 from seas.data import mvtec_ad
 from seas.data.index import index_samples
 from seas.errors import InputError
+from seas.generation import diffusion
 from seas.generation import sampler as sampler_module
 from seas.generation.by_hand import generate_by_hand
 from seas.generation.crop_and_paste import crop_and_paste_product, paste
@@ -24,6 +27,7 @@ from seas.generation.settings import GenerationSettings
 from seas.generator.pipeline import load_pipeline, load_start_normals
 from seas.generator.prompts import Prompts
 from seas.images import Fitted, read_image, read_mask
+from seas.report.cost import ms_an_image, peak_memory
 from seas.rmp.train import load_rmp
 from seas.seeding import torch_rng
 from seas.settings import ComputeSettings
@@ -161,6 +165,35 @@ class TestTree:
         assert (tmp_path / "washer/manifest.json").read_bytes() == (tree / "manifest.json").read_bytes()
         row = pd.read_parquet(tree / "images.parquet").iloc[0]
         assert (tmp_path / "washer" / row.image).stat().st_nlink == 2
+
+    def test_the_time_of_an_image_is_that_of_pairs(self, generator, rmp, tmp_path, monkeypatch):
+        """A clock that only making an image moves: 2 s for a pair, 100 s for a normal."""
+        seconds = [0.0]
+
+        def make(self, anomaly_type, wanted):
+            seconds[0] += (100 if anomaly_type == "good" else 2) * len(wanted)
+            return [Generated(np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), bool), "") for _ in wanted]
+
+        monkeypatch.setattr(PairSampler, "make", make)
+        monkeypatch.setattr(diffusion, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+        monkeypatch.setattr(artifacts, "MEASURED", measured := Counter())
+        monkeypatch.setattr(diffusion, "MEASURED", measured)
+        generate_product(generator, rmp, FEW, CPU, 0, output=tmp_path / "washer")
+        assert run_facts(tmp_path / "washer")["measured"] == {"pairs": 9, "pair_seconds": 18}
+        assert ms_an_image([tmp_path / "washer"]) == 2000
+
+    def test_merged_shards_cost_what_the_shards_did(self, generator, rmp, tmp_path):
+        settings = FEW.model_copy(update={"pairs_per_type": 1, "shards": 2})
+        folders = [tmp_path / f"shards/washer/{shard}" for shard in range(2)]
+        for shard, (folder, pairs, peak) in enumerate(zip(folders, (1, 3), (30_000, 10_000), strict=True)):
+            generate_product(generator, rmp, settings, CPU, 0, shard=shard, output=folder)
+            run = json.loads((folder / "run.json").read_text())
+            run |= {"measured": {"pairs": pairs, "pair_seconds": pairs**2 / 2}, "device": "card"}
+            (folder / "run.json").write_text(json.dumps(run | {"peak_device_memory_mib": peak}))
+        merge_shards(folders, generator, rmp, settings, CPU, 0, output=tmp_path / "washer")
+        assert ms_an_image([tmp_path / "washer"]) == pytest.approx(1000 * (0.5 + 4.5) / 4)
+        assert peak_memory(tmp_path / "washer") == pytest.approx(30_000 * 2**20 / 1e9)
+        assert run_facts(tmp_path / "washer")["device"] == "card"
 
     def test_another_seed_gives_other_images(self, tree, generator, rmp, tmp_path):
         generate_tree(generator, rmp, {"rust": range(1)}, FEW, CPU, 1, output=tmp_path / "other")
