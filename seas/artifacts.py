@@ -171,8 +171,22 @@ def working_folder(path: Path, provenance: Provenance) -> Path:
     return folder
 
 
+def _commit() -> str | None:
+    """The commit in this folder, with "-dirty" where a tracked file outside results/ differs from it; None without git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--verify", "--quiet", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!results")
+    except OSError:  # a node or a container without git
+        return None
+    return f"{commit}-dirty" if commit and changed else commit or None
+
+
 def _run_facts() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     facts = {
         "wall_seconds": round(time.time() - STARTED, 2),
         "cpu_seconds": round(time.process_time(), 2),
@@ -182,7 +196,7 @@ def _run_facts() -> dict[str, Any]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "versions": {name: version(name) for name in RECORDED_PACKAGES},
-        "commit": commit or None,
+        "commit": _commit(),
     }
     torch = __import__("sys").modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
