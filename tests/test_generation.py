@@ -24,7 +24,7 @@ from seas.generation.crop_and_paste import crop_and_paste_product, paste
 from seas.generation.diffusion import generate_product, generate_tree, merge_shards
 from seas.generation.sampler import Generated, PairSampler, first_timestep, sampling_scheduler, timesteps_from
 from seas.generation.settings import GenerationSettings
-from seas.generator.pipeline import load_pipeline, load_start_normals
+from seas.generator.pipeline import encode_prompts, load_pipeline, load_start_normals
 from seas.generator.prompts import Prompts
 from seas.images import Fitted, read_image, read_mask
 from seas.report.cost import ms_an_image, peak_memory
@@ -252,6 +252,19 @@ class TestSampler:
         assert np.abs(sampler.make("dent", [(0, 0)])[0].image.astype(int) - conditional).max() <= 1
         sampler.settings = plain.model_copy(update={"guidance": 8.0})
         assert not np.array_equal(sampler.make("dent", [(0, 0)])[0].image, conditional)
+
+    def test_a_prompt_is_encoded_once_for_all_batches(self, sampler, monkeypatch):
+        given, encoded, pipeline = [], [], sampler.pipeline
+        prompts = ["", sampler.prompts.abnormal("dent")]
+        expected = encode_prompts(pipeline, [prompt for prompt in prompts for _ in range(2)])
+        unet, encoder = pipeline.unet.forward, pipeline.text_encoder.forward
+        monkeypatch.setattr(pipeline.unet, "forward", lambda *inputs: given.append(inputs[2]) or unet(*inputs))
+        monkeypatch.setattr(pipeline.text_encoder, "forward", lambda ids: encoded.append(len(ids)) or encoder(ids))
+        sampler.make("dent", [(index, 0) for index in range(5)])
+        assert encoded == [2]
+        assert len(given) == 3 * FEW.steps and all(torch.equal(context, expected) for context in given)
+        sampler.make("rust", [(0, 0)])
+        assert encoded == [2, 2] and not torch.equal(given[-1], expected)
 
     def constant_halves(self, monkeypatch, sampler):
         """A U-Net that predicts 1 without and 3 with the prompt, and a scheduler that keeps what it is given."""
