@@ -8,6 +8,7 @@ random weights where there is a GPU. From the repository's root::
 
     .venv/bin/python benchmarks/speed.py                        # the whole table
     .venv/bin/python benchmarks/speed.py --profile generator    # where the time of an update goes
+    .venv/bin/python benchmarks/speed.py --channels-last --compile    # whether this project would gain by them
 """
 
 import argparse
@@ -22,7 +23,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 
 from seas.artifacts import read_table
@@ -53,6 +56,8 @@ LEVELS = {"small": (1, 2), "sd": (2, 3)}
 PAPER_UPDATES = 58_400
 """Updates of the fine-tuning for MVTec AD: 800 for each of 73 types."""
 KINDS = ("generator", "rmp", "generation")
+OPTIONS = ("channels_last", "compile")
+"""What this project could do and does not, as long as nobody has measured that it helps."""
 UNITS = {"generator": "generator update, 4 images", "rmp": "RMP update, 4 images", "generation": "image with mask"}
 
 
@@ -87,16 +92,31 @@ def copy_all_maps(unet, but: set) -> None:
             module.set_processor(CopiesMaps())
 
 
+def compile_blocks(unet) -> None:
+    """Compile the blocks and not the whole, whose hooks and attention maps are read from outside."""
+    torch._dynamo.config.recompile_limit = 64  # one for each size of a block
+    for module in unet.modules():
+        if isinstance(module, ResnetBlock2D | BasicTransformerBlock):
+            module.compile(dynamic=False)
+
+
 class Bench:
     """A product of the miniature dataset, a base, and the stations' own trainers and sampler on them."""
 
-    def __init__(self, base: str, compute: ComputeSettings, *, like_release: bool) -> None:
-        self.compute, self.like_release, self.base = compute, like_release, base
+    def __init__(
+        self, base: str, compute: ComputeSettings, *, like_release: bool, channels_last: bool, compile: bool
+    ) -> None:
+        self.compute, self.like_release, self.base, self.channels_last = compute, like_release, base, channels_last
         self.device = prepare_device(compute)
         self.pipeline = build_stable_diffusion() if base == "sd" else load_base(Path("seas/base/small"))
         self.pipeline.to(self.device)
         for part in (self.pipeline.unet, self.pipeline.vae, self.pipeline.text_encoder):
             part.eval().requires_grad_(False)
+        if channels_last:
+            self.pipeline.unet.to(memory_format=torch.channels_last)
+            self.pipeline.vae.to(memory_format=torch.channels_last)
+        if compile:
+            compile_blocks(self.pipeline.unet)
         self.settings = GeneratorSettings(attention_layers=LEVELS[base])
         self.data = DataSettings(image_size=SIDES[base], normals=8)
         with tempfile.TemporaryDirectory() as folder:
@@ -147,7 +167,10 @@ class Bench:
 
     def _rmp_trainer(self) -> RmpTrainer:
         settings = RmpSettings(channels=192 if self.base == "sd" else 96)
-        return RmpTrainer(self.pipeline, self.prompts, self.batches, settings, self.compute, 0)
+        trainer = RmpTrainer(self.pipeline, self.prompts, self.batches, settings, self.compute, 0)
+        if self.channels_last:
+            trainer.network.to(memory_format=torch.channels_last)
+        return trainer
 
     def rmp(self) -> Callable[[int], int]:
         """One update of the mask branch; gives 1."""
@@ -179,9 +202,9 @@ def waited(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def measure(kind: str, base: str, compute: ComputeSettings, like_release: bool, repeats: int) -> dict[str, float]:
+def measure(kind: str, base: str, compute: ComputeSettings, repeats: int, **arm: bool) -> dict[str, float]:
     """Milliseconds of one update or image (median of ``repeats``), and the peak of memory in GB."""
-    bench = Bench(base, compute, like_release=like_release)
+    bench = Bench(base, compute, **arm)
     act = getattr(bench, kind)()
     for step in range(2 if kind != "generation" else 1):
         act(step)
@@ -238,14 +261,14 @@ def in_a_process(*arguments: str) -> dict[str, float]:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def table(base: str, options: list[str]) -> None:
-    """Print the rows of one base, and what the updates make of the paper's run."""
+def table(base: str, options: list[str], own: list[str]) -> None:
+    """Print the rows of one base, and what the updates make of the paper's run; ``own`` are options of this project alone."""
     print(f"| {TITLES[base]} | this project | like the release | ratio | peak memory, GB |")
     print("|---|---|---|---|---|")
     milliseconds = {}
     for kind in KINDS:
         ours, theirs = (
-            in_a_process("--one", kind, "--base", base, *options, *release) for release in ([], ["--like-release"])
+            in_a_process("--one", kind, "--base", base, *options, *arm) for arm in (own, ["--like-release"])
         )
         milliseconds[kind] = ours["ms"]
         ratio = theirs["ms"] / ours["ms"]
@@ -256,9 +279,9 @@ def table(base: str, options: list[str]) -> None:
         print(f"\nMVTec AD, {PAPER_UPDATES:,} updates of each trainer: {hours:.1f} h (the paper: 73 h)")
 
 
-def profile(kind: str, base: str, compute: ComputeSettings) -> None:
+def profile(kind: str, base: str, compute: ComputeSettings, **arm: bool) -> None:
     """Print the operations that take the time of an update or a batch."""
-    bench = Bench(base, compute, like_release=False)
+    bench = Bench(base, compute, **arm)
     act = getattr(bench, kind)()
     act(0)
     with torch.profiler.profile() as found:
@@ -278,24 +301,28 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--lpips-images", type=int, default=1000)
     parser.add_argument("--profile", choices=KINDS)
+    parser.add_argument("--channels-last", action="store_true", help="this project's networks in that memory format")
+    parser.add_argument("--compile", action="store_true", help="this project's U-Net blocks by torch.compile")
     parser.add_argument("--one", choices=[*KINDS, "ic_lpips"], help=argparse.SUPPRESS)
     parser.add_argument("--like-release", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     precision = "fp32" if given.like_release else given.precision
     compute = ComputeSettings(device=given.device, precision=precision, threads=given.threads)
+    arm = {name: getattr(given, name) for name in ("like_release", *OPTIONS)}
 
     if given.one == "ic_lpips":
         print(json.dumps(measure_ic_lpips(given.device, given.lpips_images, 10, 100)))
     elif given.one:
-        print(json.dumps(measure(given.one, given.base[0], compute, given.like_release, given.repeats)))
+        print(json.dumps(measure(given.one, given.base[0], compute, given.repeats, **arm)))
     elif given.profile:
-        profile(given.profile, given.base[0], compute)
+        profile(given.profile, given.base[0], compute, **arm)
     else:
         name = torch.cuda.get_device_name() if given.device == "cuda" else f"CPU, {given.threads} threads"
-        print(f"{name}, {given.precision}, torch {torch.__version__}\n")
+        own = ["--" + option.replace("_", "-") for option in OPTIONS if arm[option]]
+        print(f"{', '.join([name, given.precision, f'torch {torch.__version__}', *own])}\n")
         options = ["--device", given.device, "--precision", given.precision, "--threads", str(given.threads)]
         for base in given.base:
-            table(base, [*options, "--repeats", str(given.repeats)])
+            table(base, [*options, "--repeats", str(given.repeats)], own)
             print()
         found = in_a_process("--one", "ic_lpips", *options, "--lpips-images", str(given.lpips_images))
         print("| IC-LPIPS of EfficientNet-Lite0, 256 px | by blocks | pair by pair | ratio | difference |")

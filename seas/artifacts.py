@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -41,7 +41,7 @@ _MANIFEST_KEY = b"seas"
 STARTED = time.time()
 """When this process began its stage: a job of the workflow is one process."""
 MEASURED: Counter[str] = Counter()
-"""What this process did and how long it took: updates and update_seconds, images and image_seconds."""
+"""What this process did and how long it took: updates and update_seconds, pairs and pair_seconds."""
 RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "snakemake")
 
 
@@ -111,11 +111,12 @@ def writing_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing_folder(path: Path, provenance: Provenance | None) -> Iterator[Path]:
+def writing_folder(path: Path, provenance: Provenance | None, *, joined: Sequence[Path] = ()) -> Iterator[Path]:
     """Give an empty temporary folder; when the block ends, add manifest.json and run.json and rename it to ``path``.
 
     When the block fails, nothing is left of it and an earlier ``path`` is as it was. A working folder that was
     opened for ``path`` is removed once the artifact is whole. Without ``provenance`` the folder carries no origin.
+    ``joined`` are finished artifacts that this one only puts together: what was measured of them is its run's.
     """
     path = Path(path)
     partial = _sibling(path, "partial")
@@ -125,7 +126,7 @@ def writing_folder(path: Path, provenance: Provenance | None) -> Iterator[Path]:
         yield partial
         if provenance:
             write_json(asdict(provenance) | {"content": _content(partial)}, partial / MANIFEST)
-            write_json(_run_facts(), partial / RUN)
+            write_json(_run_facts() | _joined(joined), partial / RUN)
         for file in partial.rglob("*"):
             if file.is_file() and file.stat().st_nlink == 1:  # a link is another artifact's file
                 _as_the_umask_wants(file)
@@ -170,8 +171,22 @@ def working_folder(path: Path, provenance: Provenance) -> Path:
     return folder
 
 
+def _commit() -> str | None:
+    """The commit in this folder, with "-dirty" where a tracked file outside results/ differs from it; None without git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--verify", "--quiet", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!results")
+    except OSError:  # a node or a container without git
+        return None
+    return f"{commit}-dirty" if commit and changed else commit or None
+
+
 def _run_facts() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     facts = {
         "wall_seconds": round(time.time() - STARTED, 2),
         "cpu_seconds": round(time.process_time(), 2),
@@ -181,7 +196,7 @@ def _run_facts() -> dict[str, Any]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "versions": {name: version(name) for name in RECORDED_PACKAGES},
-        "commit": commit or None,
+        "commit": _commit(),
     }
     torch = __import__("sys").modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
@@ -189,6 +204,28 @@ def _run_facts() -> dict[str, Any]:
         facts["peak_device_memory_mib"] = torch.cuda.max_memory_allocated() // 2**20
     else:
         facts["device"] = "cpu"
+    return facts
+
+
+def run_facts(artifact: Path) -> dict[str, Any]:
+    """What run.json tells of the making of a folder artifact; nothing where it is missing or damaged."""
+    try:
+        return json.loads((Path(artifact) / RUN).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _joined(parts: Sequence[Path]) -> dict[str, Any]:
+    """Of the runs that made ``parts``: the sum of what they measured, their largest peaks, their devices."""
+    runs = [run_facts(part) for part in parts]
+    facts: dict[str, Any] = {
+        peak: max(run[peak] for run in runs if peak in run)
+        for peak in ("peak_memory_mib", "peak_device_memory_mib")
+        if any(peak in run for run in runs)
+    }
+    if devices := {run["device"] for run in runs if "device" in run}:
+        facts["device"] = ", ".join(sorted(devices))
+        facts["measured"] = dict(sum((Counter(run["measured"]) for run in runs if "measured" in run), Counter()))
     return facts
 
 

@@ -324,10 +324,15 @@ class Workflow:
                     f"metrics.extractors is 'paper' in {where}, but metrics.weights_folder "
                     f"({settings.metrics.weights_folder}) lacks the weights; README.md names the files"
                 )
-            blocks = self._unet_blocks(settings)
+            blocks, levels = self._unet_sizes(settings)
             if max(settings.rmp.unet_blocks) > blocks:
                 raise InputError(
                     f"rmp.unet_blocks is {list(settings.rmp.unet_blocks)} in {where}, but the base's U-Net has {blocks} up blocks"
+                )
+            if max(settings.generator.attention_layers) > levels:
+                raise InputError(
+                    f"generator.attention_layers is {list(settings.generator.attention_layers)} in {where}, "
+                    f"but the base's U-Net has {levels} levels of cross-attention"
                 )
 
     def has_paper_weights(self, dataset: str, experiment: str) -> bool:
@@ -336,10 +341,13 @@ class Workflow:
         return has_paper_weights(metrics.lpips_backbone, metrics.weights_folder)
 
     @staticmethod
-    def _unet_blocks(settings: Settings) -> int:
-        if not settings.base.pretrained:
-            return len(settings.base.unet_channels)
-        return len(read_yaml(find_base(settings.base.pretrained) / "unet/config.json")["block_out_channels"])
+    def _unet_sizes(settings: Settings) -> tuple[int, int]:
+        """Up blocks of the base's U-Net, and its levels of cross-attention, the middle among them."""
+        if not settings.base.pretrained:  # all but the coarsest block attend, as in Stable Diffusion
+            return len(settings.base.unet_channels), len(settings.base.unet_channels)
+        unet = read_yaml(find_base(settings.base.pretrained) / "unet/config.json")
+        attending = [name for name in unet["down_block_types"] if name.startswith("CrossAttn")]
+        return len(unet["block_out_channels"]), len(attending) + 1
 
     def _check_bases(self) -> None:
         built: dict[str, tuple[str, Any]] = {}

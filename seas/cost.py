@@ -5,12 +5,11 @@ the same device; else from ``seas.resources``, where each is a measurement on a 
 which.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from seas.artifacts import RUN
+from seas.artifacts import run_facts
 from seas.config import Workflow
 from seas.plan import Job, planned
 from seas.resources import MEASURED, Rate, rate
@@ -19,8 +18,9 @@ STARTING_SECONDS = {"index": 10, "split": 10, "report": 30}
 A_START = 40
 """Seconds of a job that are not its steps: Snakemake twice, the libraries, loading the model. 10 to 60 were measured."""
 FINISHED = "finished stages"
-BYTES_A_PARAMETER = 5
-"""A generator on the disk: U-Net in fp32, with VAE and text encoder a quarter more. 34.9 MB for 7.4 M were measured."""
+BYTES_A_PARAMETER = {"base": 5, "fp32": 4.6, "bf16": 2.3}
+"""On the disk, for each parameter of the U-Net: a base in fp32, whose VAE and text encoder are a quarter more; a generator by
+its precision (bf16 is saved in fp16), whose text encoder is a seventh more, and whose VAE is a link to the base's file."""
 BYTES_A_PIXEL = 2.0
 """An image with its mask as PNG, at most: 2.0 were measured on the miniature at 64 px, 0.5 on magnetic tiles at 512 px."""
 FOLDER_BYTES = {"rmp": 5e6, "downstream": 19.2e6, "report": 8e6}
@@ -28,15 +28,18 @@ FOLDER_BYTES = {"rmp": 5e6, "downstream": 19.2e6, "report": 8e6}
 
 
 def rates_of_finished(jobs: Mapping[Path, Job]) -> dict[tuple[str, str], float]:
-    """(stage, device) → seconds of one step, the mean over the finished jobs that leave a run.json."""
+    """(stage, device) → seconds of one step, the mean over the finished jobs that tell how long they took.
+
+    The time of a job that was interrupted is that of its last start, whose share of the steps it counted.
+    """
     found = defaultdict(list)
     for job in jobs.values():
-        try:
-            run = json.loads((job.output / RUN).read_text())
-        except (OSError, ValueError):
-            continue
-        if job.work.steps and (run["device"] == "cpu") == (job.work.device == "cpu"):
-            found[job.work.stage, job.work.device].append(run["wall_seconds"] / job.work.steps)
+        run = run_facts(job.output)
+        if run and job.work.steps and (run["device"] == "cpu") == (job.work.device == "cpu"):
+            measured = run.get("measured", {})
+            done = measured.get("updates") or measured.get("pairs") or job.work.counted
+            steps = job.work.steps * (done / job.work.counted if job.work.counted else 1)
+            found[job.work.stage, job.work.device].append(run["wall_seconds"] / steps)
     return {key: sum(seconds) / len(seconds) for key, seconds in found.items()}
 
 
@@ -54,12 +57,13 @@ def seconds(job: Job, finished: Mapping[tuple[str, str], float]) -> float:
 def disk_bytes(job: Job) -> float:
     """What a job leaves on the disk."""
     if job.stage in ("generator", "base"):
-        return BYTES_A_PARAMETER * job.work.parameters
+        kind = "base" if job.stage == "base" else job.work.precision
+        return BYTES_A_PARAMETER[kind] * job.work.parameters * job.work.models
     if job.stage in ("generation", "crop_and_paste") and job.work.steps:
         return BYTES_A_PIXEL * job.work.pixels * job.work.steps
     if job.stage == "generation_shard":  # its images are the merged set's: links
         return BYTES_A_PIXEL * job.work.pixels * job.work.steps
-    return FOLDER_BYTES.get(job.stage, 0)
+    return FOLDER_BYTES.get(job.stage, 0) * job.work.models
 
 
 def longest_path(jobs: Mapping[Path, Job], finished: Mapping[tuple[str, str], float]) -> tuple[float, list[Job]]:

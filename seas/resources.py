@@ -96,7 +96,8 @@ class Work(NamedTuple):
     """What one job does.
 
     steps: updates, or images. pixels: of one step. at_once: steps whose images are held at once.
-    parameters: of the U-Net, 0 without one.
+    parameters: of the U-Net, 0 without one. models: how many are trained one after the other, and saved.
+    counted: updates or pairs that its run counts as measured, if it is not continued; 0 where it counts none.
     """
 
     stage: str
@@ -105,30 +106,37 @@ class Work(NamedTuple):
     pixels: int = 0
     at_once: int = 1
     parameters: int = 0
+    models: int = 1
+    precision: str = "fp32"
+    counted: int = 0
 
 
 def work(stage: str, settings: Any, *, types: int, parameters: int) -> Work:
     """The work of one job: ``settings`` are the run's, ``types`` counts the anomaly types (G) of its product."""
-    device, side = settings.compute.device, settings.data.image_size
+    device, precision, side = settings.compute.device, settings.compute.precision, settings.data.image_size
     made = settings.generation
     if stage == "base":
         base = settings.base
         pixels = max(base.vae_batch_size, base.unet_batch_size) * base.image_size**2
-        return Work(stage, device, base.vae_updates + base.unet_updates, pixels, parameters=parameters)
+        updates = base.vae_updates + base.unet_updates
+        return Work(stage, device, updates, pixels, parameters=parameters, counted=updates)
     if stage in ("generator", "rmp"):
         trained = getattr(settings, stage)
         pixels = (trained.abnormal_per_batch + trained.normal_per_batch) * side**2
-        steps = trained.updates_per_type * types * trained.gradient_accumulation
-        return Work(stage, device, steps, pixels, parameters=parameters)
+        updates, models = trained.updates_per_type * types, 1 if settings.generator.mixed_training else types
+        steps = updates * trained.gradient_accumulation
+        return Work(stage, device, steps, pixels, 1, parameters, models, precision, updates)
     if stage == "generation":
-        images = made.pairs_per_type * types + made.normals
-        return Work(stage, device, -(-images // made.shards), side**2, made.images_at_once(device), parameters)
+        pairs = made.pairs_per_type * types
+        steps, pairs = -(-(pairs + made.normals) // made.shards), -(-pairs // made.shards)
+        return Work(stage, device, steps, side**2, made.images_at_once(device), parameters, counted=pairs)
     if stage == "metrics":
         images, pixels = made.pairs_per_type * types + made.normals, settings.metrics.image_size**2
         return Work(stage, device, images, pixels, max(made.pairs_per_type, made.normals))
     if stage == "downstream":
         trained = settings.downstream
-        return Work(stage, device, trained.updates, trained.batch_size * trained.image_size**2)
+        pixels = trained.batch_size * trained.image_size**2
+        return Work(stage, device, trained.updates, pixels, counted=trained.updates)
     if stage == "crop_and_paste":
         return Work(stage, steps=made.pairs_per_type * types, pixels=side**2)
     return Work(stage)  # a table, links or a page: seconds

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import stat
+import subprocess
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -16,6 +18,7 @@ from seas.artifacts import (
     has_manifest,
     read_manifest,
     read_table,
+    run_facts,
     sha256,
     stale,
     working_folder,
@@ -48,6 +51,33 @@ def test_manifest_is_a_function_of_the_inputs_alone(tmp_path):
     manifest = read_manifest(tmp_path / "one")
     assert manifest["content"] == {"sub/file.txt": ABC}
     assert "wall_seconds" in json.loads((tmp_path / "one/run.json").read_text())
+
+
+def test_the_commit_and_what_is_not_committed(tmp_path, monkeypatch):
+    def git(*arguments):
+        command = ["git", "-c", "user.name=ada", "-c", "user.email=ada@example.org", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    def recorded():
+        make(tmp_path / "out")
+        return run_facts(tmp_path / "out")["commit"]
+
+    (tmp_path / "house/results").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "house")
+    git("init", "-q")
+    assert recorded() is None, "nothing is committed yet"
+    for file in (code := Path("code.py"), numbers := Path("results/metrics.json")):
+        file.write_text("1")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    commit = git("rev-parse", "HEAD")
+    assert len(commit) == 40 and recorded() == commit
+    numbers.write_text("2")
+    assert recorded() == commit, "what a run itself writes counts as a change"
+    code.write_text("2")
+    assert recorded() == f"{commit}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert recorded() is None, "there is no git"
 
 
 def test_a_folder_input_is_hashed_by_its_manifest(tmp_path):

@@ -1,6 +1,7 @@
 """Every kind of bad input ends in one clear sentence that names the file or key, with exit code 1 and nothing half-written."""
 
 import errno
+import json
 import re
 import shutil
 from pathlib import Path
@@ -67,6 +68,7 @@ def base_lacking(part):
         "text_encoder/config.json",
         "scheduler/scheduler_config.json",
         "tokenizer/vocab.json",
+        "tokenizer/merges.txt",
         "unet/diffusion_pytorch_model.safetensors",
         "vae/diffusion_pytorch_model.safetensors",
         "text_encoder/model.safetensors",
@@ -139,7 +141,7 @@ CONFIGURATION = {
     ),
     "no base folder": (
         lambda: demo(base={"pretrained": "nowhere"}).check(),
-        r"base\.pretrained is 'nowhere', which is no folder",
+        r"base\.pretrained is 'nowhere', which is no folder; .*owner/name@revision",
     ),
     "base without weights": (
         lambda: base_lacking("vae/diffusion_pytorch_model.safetensors"),
@@ -166,6 +168,7 @@ CONFIGURATION = {
         r"rmp\.unet_blocks is \[9\] in seas on mine, but the base's U-Net has 4 up blocks",
     ),
     "base without tokenizer": (lambda: base_lacking("tokenizer/vocab.json"), r"lacks tokenizer/vocab\.json"),
+    "base with half a tokenizer": (lambda: base_lacking("tokenizer/merges.txt"), r"lacks tokenizer/merges\.txt"),
 }
 
 
@@ -505,3 +508,14 @@ def test_a_full_disk_costs_lines_of_the_log_and_not_the_sentence(tmp_path, capsy
         print("x" * 100_000)
         raise OSError(errno.ENOSPC, "No space left on device")
     assert "seas: no space is left on the disk" in capsys.readouterr().err
+
+
+def test_levels_of_attention_that_a_brought_base_lacks(generator, house):
+    shutil.copytree(generator, "brought")
+    config = json.loads(Path("brought/unet/config.json").read_text())
+    config["down_block_types"] = ["CrossAttnDownBlock2D"] + ["DownBlock2D"] * 3
+    Path("brought/unet/config.json").write_text(json.dumps(config))
+    given = {"base": {"name": "brought", "pretrained": "brought"}}
+    demo(generator={"attention_layers": [1, 2]}, **given).check()
+    with pytest.raises(InputError, match=r"attention_layers is \[2, 3\] in seas on mine, but .* 2 levels"):
+        demo(generator={"attention_layers": [2, 3]}, **given).check()

@@ -1,6 +1,7 @@
 """The files of config/experiments/: what each computes otherwise than its parent, not what it is called."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,7 @@ from seas.generator.pipeline import load_pipeline, load_start_normals
 from seas.generator.prompts import Prompts, models_of
 from seas.generator.train import GeneratorTrainer, prompts_of, train_generator
 from seas.images import shrink_mask
+from seas.plan import planned
 from seas.report.tables import paper_variants
 from seas.rmp.features import UnetFeatures
 from seas.rmp.train import RmpTrainer, load_rmp, train_rmp
@@ -191,14 +193,25 @@ def loss_of(*terms: str) -> Callable:
 
 
 def another_term(bench: Bench, name: str) -> None:
-    trainer = bench.generator_trainer(name, map_normalisation="none")
-    _, normal, mask = maps_and_mask(trainer)
-    losses = {term: float(value.detach()) for term, value in trainer.losses(0).items()}
-    expected = sum(((np.stack(normal[level]) - (1 - mask[level])) ** 2).mean() for level in normal)
-    assert losses["complement"] == pytest.approx(expected, rel=1e-4)
-    assert losses["da_second"] == 0
-    parts = ("da_first", "df_mse", "ob_mse", "complement")
-    assert losses["loss"] == pytest.approx(sum(losses[term] for term in parts), rel=1e-5)
+    def squares(maps, rest):
+        return ((maps - rest) ** 2).mean()
+
+    def shares(maps, rest):
+        """The divergence of the shares of the attention from those of all but the mask."""
+        taken, wanted = (part / part.sum((1, 2), keepdims=True) for part in (maps, rest))
+        inside = wanted > 0
+        return (wanted[inside] * np.log(wanted[inside] / taken[inside])).sum() / len(maps)
+
+    assert experiment_settings(name).generator.map_normalisation == "share"
+    for changes, distance in (({}, shares), ({"map_normalisation": "none"}, squares)):
+        trainer = bench.generator_trainer(name, **changes)
+        _, normal, mask = maps_and_mask(trainer)
+        losses = {term: float(value.detach()) for term, value in trainer.losses(0).items()}
+        expected = sum(distance(np.stack(normal[level]), 1 - mask[level]) for level in normal)
+        assert losses["complement"] == pytest.approx(expected, rel=1e-4)
+        assert losses["da_second"] == 0
+        parts = ("da_first", "df_mse", "ob_mse", "complement")
+        assert losses["loss"] == pytest.approx(sum(losses[term] for term in parts), rel=1e-5)
     assert bench.generator_losses(name, normal_weight=0.0)["loss"] == pytest.approx(
         sum(bench.generator_losses(name)[term] for term in ("da_first", "df_mse")), rel=1e-5
     )
@@ -363,6 +376,13 @@ def per_product(bench: Bench, name: str) -> None:
     folders = {arm["folder"].rpartition("/")[2] for arm in flow.reported_run("mine", name, 0)["downstream"]}
     plain = {arm["folder"].rpartition("/")[2] for arm in flow.reported_run("mine", "seas", 0)["downstream"]}
     assert folders == set(flow.products("mine")) and len(folders) == 2 and plain == {"all"}
+    made = flow.reported_run("mine", name, 0)["products"]
+    jobs = {job.subject: job for job in planned(flow).values() if job.stage == "downstream"}
+    for product in folders:
+        split, tree = Path(made[product]["split"]), Path(made[product]["generation"])
+        assert split.stem == tree.name == product
+        assert jobs[f"bisenet_v2/real/{product}"].after == (split,)
+        assert jobs[f"bisenet_v2/generated/{product}"].after == (split, tree)
 
 
 def other_base(bench: Bench, name: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,19 +12,22 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 
-from seas.artifacts import read_manifest
+from seas import artifacts
+from seas.artifacts import read_manifest, run_facts
 from seas.data import mvtec_ad
 from seas.data.index import index_samples
 from seas.errors import InputError
+from seas.generation import diffusion
 from seas.generation import sampler as sampler_module
 from seas.generation.by_hand import generate_by_hand
 from seas.generation.crop_and_paste import crop_and_paste_product, paste
 from seas.generation.diffusion import generate_product, generate_tree, merge_shards
 from seas.generation.sampler import Generated, PairSampler, first_timestep, sampling_scheduler, timesteps_from
 from seas.generation.settings import GenerationSettings
-from seas.generator.pipeline import load_pipeline, load_start_normals
+from seas.generator.pipeline import encode_prompts, load_pipeline, load_start_normals
 from seas.generator.prompts import Prompts
 from seas.images import Fitted, read_image, read_mask
+from seas.report.cost import ms_an_image, peak_memory
 from seas.rmp.train import load_rmp
 from seas.seeding import torch_rng
 from seas.settings import ComputeSettings
@@ -162,6 +166,35 @@ class TestTree:
         row = pd.read_parquet(tree / "images.parquet").iloc[0]
         assert (tmp_path / "washer" / row.image).stat().st_nlink == 2
 
+    def test_the_time_of_an_image_is_that_of_pairs(self, generator, rmp, tmp_path, monkeypatch):
+        """A clock that only making an image moves: 2 s for a pair, 100 s for a normal."""
+        seconds = [0.0]
+
+        def make(self, anomaly_type, wanted):
+            seconds[0] += (100 if anomaly_type == "good" else 2) * len(wanted)
+            return [Generated(np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), bool), "") for _ in wanted]
+
+        monkeypatch.setattr(PairSampler, "make", make)
+        monkeypatch.setattr(diffusion, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+        monkeypatch.setattr(artifacts, "MEASURED", measured := Counter())
+        monkeypatch.setattr(diffusion, "MEASURED", measured)
+        generate_product(generator, rmp, FEW, CPU, 0, output=tmp_path / "washer")
+        assert run_facts(tmp_path / "washer")["measured"] == {"pairs": 9, "pair_seconds": 18}
+        assert ms_an_image([tmp_path / "washer"]) == 2000
+
+    def test_merged_shards_cost_what_the_shards_did(self, generator, rmp, tmp_path):
+        settings = FEW.model_copy(update={"pairs_per_type": 1, "shards": 2})
+        folders = [tmp_path / f"shards/washer/{shard}" for shard in range(2)]
+        for shard, (folder, pairs, peak) in enumerate(zip(folders, (1, 3), (30_000, 10_000), strict=True)):
+            generate_product(generator, rmp, settings, CPU, 0, shard=shard, output=folder)
+            run = json.loads((folder / "run.json").read_text())
+            run |= {"measured": {"pairs": pairs, "pair_seconds": pairs**2 / 2}, "device": "card"}
+            (folder / "run.json").write_text(json.dumps(run | {"peak_device_memory_mib": peak}))
+        merge_shards(folders, generator, rmp, settings, CPU, 0, output=tmp_path / "washer")
+        assert ms_an_image([tmp_path / "washer"]) == pytest.approx(1000 * (0.5 + 4.5) / 4)
+        assert peak_memory(tmp_path / "washer") == pytest.approx(30_000 * 2**20 / 1e9)
+        assert run_facts(tmp_path / "washer")["device"] == "card"
+
     def test_another_seed_gives_other_images(self, tree, generator, rmp, tmp_path):
         generate_tree(generator, rmp, {"rust": range(1)}, FEW, CPU, 1, output=tmp_path / "other")
         assert folder_bytes(tmp_path / "other")["test/rust/0000.png"] != folder_bytes(tree)["test/rust/0000.png"]
@@ -219,6 +252,19 @@ class TestSampler:
         assert np.abs(sampler.make("dent", [(0, 0)])[0].image.astype(int) - conditional).max() <= 1
         sampler.settings = plain.model_copy(update={"guidance": 8.0})
         assert not np.array_equal(sampler.make("dent", [(0, 0)])[0].image, conditional)
+
+    def test_a_prompt_is_encoded_once_for_all_batches(self, sampler, monkeypatch):
+        given, encoded, pipeline = [], [], sampler.pipeline
+        prompts = ["", sampler.prompts.abnormal("dent")]
+        expected = encode_prompts(pipeline, [prompt for prompt in prompts for _ in range(2)])
+        unet, encoder = pipeline.unet.forward, pipeline.text_encoder.forward
+        monkeypatch.setattr(pipeline.unet, "forward", lambda *inputs: given.append(inputs[2]) or unet(*inputs))
+        monkeypatch.setattr(pipeline.text_encoder, "forward", lambda ids: encoded.append(len(ids)) or encoder(ids))
+        sampler.make("dent", [(index, 0) for index in range(5)])
+        assert encoded == [2]
+        assert len(given) == 3 * FEW.steps and all(torch.equal(context, expected) for context in given)
+        sampler.make("rust", [(0, 0)])
+        assert encoded == [2, 2] and not torch.equal(given[-1], expected)
 
     def constant_halves(self, monkeypatch, sampler):
         """A U-Net that predicts 1 without and 3 with the prompt, and a scheduler that keeps what it is given."""

@@ -43,11 +43,12 @@ BASE = {
 }
 
 
-def finish(folder, wall_seconds=None):
+def finish(folder, wall_seconds=None, measured=None):
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
     if wall_seconds:
-        (folder / "run.json").write_text(json.dumps({"wall_seconds": wall_seconds, "device": "cpu"}))
+        run = {"wall_seconds": wall_seconds, "device": "cpu", "measured": measured or {}}
+        (folder / "run.json").write_text(json.dumps(run))
 
 
 class TestPlan:
@@ -83,8 +84,24 @@ class TestCost:
         total, chain = longest_path(jobs, {})
         assert [job.stage for job in chain][-2:] == ["downstream", "report"]
         assert total == pytest.approx(sum(seconds(job, {}) for job in chain))
-        assert disk_bytes(generator) == 5 * parameters
+        assert disk_bytes(generator) == 4.6 * parameters
         assert disk_bytes(jobs[RUN / "generation/bolt"]) == 2 * 64**2 * 60
+
+    def test_disk_of_weights_in_half_precision_and_of_a_model_for_each_type(self, flow):
+        base, generator, rmp = Path("results/base/b"), RUN / "generator/bolt", RUN / "rmp/bolt"
+        plain = planned(flow())
+        half = planned(flow(compute={"device": "cuda"}))
+        apart = planned(flow(generator=BASE["generator"] | {"mixed_training": False}))
+        assert disk_bytes(half[generator]) == disk_bytes(plain[generator]) / 2
+        assert disk_bytes(half[base]) == disk_bytes(plain[base]) > disk_bytes(plain[generator])
+        assert disk_bytes(apart[generator]) == 2 * disk_bytes(plain[generator])
+        assert disk_bytes(apart[rmp]) == 2 * disk_bytes(plain[rmp])
+
+    def test_of_an_interrupted_stage_the_last_start_tells(self, flow):
+        finish(RUN / "generator/bolt", wall_seconds=100, measured={"updates": 50, "update_seconds": 99.0})
+        finish(RUN / "generation/bolt", wall_seconds=30, measured={"pairs": 20, "pair_seconds": 20.0})
+        # 50 of 1000 updates; 20 of 40 pairs, and with them half of the 60 images
+        assert rates_of_finished(planned(flow())) == {("generator", "cpu"): 2.0, ("generation", "cpu"): 1.0}
 
     def test_finished_stages_tell_it_better(self, flow):
         finish(RUN / "generator/bolt", wall_seconds=2000)

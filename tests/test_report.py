@@ -422,7 +422,7 @@ def test_cost_is_computed_from_what_the_runs_recorded(runs, report):
         for folder, settings, measured in (
             (results.generator, "generator", {"updates": 100, "update_seconds": 50.0}),
             (results.rmp, "rmp", {"updates": 10, "update_seconds": 10.0}),
-            (results.generation, None, {"images": 4, "image_seconds": 2.0}),
+            (results.generation, None, {"pairs": 4, "pair_seconds": 2.0}),
         ):
             file, text = facts(folder, **measured)
             kept[file] = file.read_text()

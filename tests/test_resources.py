@@ -59,7 +59,7 @@ def test_the_estimate_of_the_demo_is_what_was_measured(stage, seconds):
 
 def test_the_generator_at_the_papers_size():
     job = work("generator", PAPER, types=5, parameters=SD)
-    assert job == Work("generator", "cuda", 4000, 4 * 512**2, 1, SD)
+    assert job == Work("generator", "cuda", 4000, 4 * 512**2, 1, SD, 1, "bf16", 4000)
     # weights, and the checkpoint's copies: 16 bytes a parameter; 4 GB of libraries, 600 MB of Snakemake
     assert memory_mb(job) == 4000 + 13752 + 600
     assert (rate(job).seconds, rate(job).source) == (0.060, GOAL)

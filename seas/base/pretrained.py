@@ -23,7 +23,8 @@ CONFIGS = (
     "text_encoder/config.json",
     "scheduler/scheduler_config.json",
 )
-TOKENIZERS = ("tokenizer/vocab.json", "tokenizer/tokenizer.json")
+WORDS = ("tokenizer/vocab.json", "tokenizer/merges.txt")
+"""What a tokenizer needs that does not lie whole in tokenizer.json."""
 CLASSES = {
     "_class_name": "StableDiffusionPipeline",
     "unet": "UNet2DConditionModel",
@@ -67,13 +68,15 @@ def check_base(folder: Path) -> None:
     if not folder.is_dir():
         raise InputError(
             f"base.pretrained is '{folder}', which is no folder; put Stable Diffusion v1-4 in diffusers' layout there "
-            f"(`{STABLE_DIFFUSION.download(folder)}`), or set base.pretrained to null to train a small base"
+            f"(`{STABLE_DIFFUSION.download(folder)}`), name a pipeline in the hub's cache with its revision "
+            "(owner/name@revision, 40 digits), or set base.pretrained to null to train a small base"
         )
     for config in CONFIGS:
         if not (folder / config).is_file():
             raise InputError(f"base.pretrained is '{folder}', which lacks {config}")
-    if not any((folder / file).is_file() for file in TOKENIZERS):
-        raise InputError(f"base.pretrained is '{folder}', which lacks {TOKENIZERS[0]}")
+    for file in WORDS:
+        if not (folder / file).is_file() and not (folder / "tokenizer/tokenizer.json").is_file():
+            raise InputError(f"base.pretrained is '{folder}', which lacks {file}")
     for part, stems in PARTS.items():
         names = [file.name for file in (folder / part).iterdir()]
         if not any(name.startswith(stem) and name.endswith(".safetensors") for name in names for stem in stems):

@@ -79,6 +79,7 @@ class PairSampler:
         begins_last = settings.first_timestep == "last"
         self.first = len(signals) - 1 if begins_last else first_timestep(signals, settings.initial_signal)
         self.timesteps = timesteps_from(self.first, settings.steps)
+        self._encoded: dict[tuple[str, ...], Tensor] = {}
 
     def make(self, anomaly_type: str, wanted: Sequence[tuple[int, int]]) -> list[Generated]:
         """The images of ``wanted``, pairs of (index, try); ``anomaly_type`` "good" makes normals, with an empty mask.
@@ -104,9 +105,8 @@ class PairSampler:
         latents, sources = self._first_latents(anomaly_type, filled)
         normal = anomaly_type == "good"
         prompt = self.prompts.normal() if normal else self.prompts.abnormal(anomaly_type)
-        prompts = [prompt] if settings.guidance == 1 else ["", prompt]
-        with autocast(self.compute):
-            context = encode_prompts(pipeline, [text for text in prompts for _ in filled])
+        prompts = (prompt,) if settings.guidance == 1 else ("", prompt)
+        context = self._context(prompts).repeat_interleave(len(filled), 0)
         scheduler = sampling_scheduler(pipeline.scheduler.config, settings.sampler)
         scheduler.set_timesteps(timesteps=self.timesteps, device=pipeline.device)
         masks: list[Tensor] = []
@@ -129,6 +129,13 @@ class PairSampler:
         if masks:
             anomalous = (torch.stack(masks).mean(0) > settings.threshold).cpu().numpy()
         return [self._cut(images[k], anomalous[k], sources[k]) for k in range(len(wanted))]
+
+    def _context(self, prompts: tuple[str, ...]) -> Tensor:
+        """The embeddings of ``prompts``, (len(prompts), T, C), computed once for all batches."""
+        if prompts not in self._encoded:
+            with autocast(self.compute):
+                self._encoded[prompts] = encode_prompts(self.pipeline, prompts)
+        return self._encoded[prompts]
 
     def _first_latents(self, anomaly_type: str, wanted: Sequence[tuple[int, int]]) -> tuple[Tensor, list[int]]:
         signal = torch.tensor(self.settings.initial_signal)

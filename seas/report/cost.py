@@ -1,12 +1,11 @@
 """What the runs cost, computed from their folders (Tab. 7)."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from seas.artifacts import RUN, read_manifest
+from seas.artifacts import read_manifest, run_facts
 from seas.generator.prompts import Prompts, models_of
 from seas.report.page import Block
 from seas.report.runs import ReportedRun
@@ -32,7 +31,7 @@ def cost(runs: Sequence[ReportedRun]) -> Block:
         ]
         images = [results.generation for results in run.products.values()]
         peak = max((peak_memory(folder) for folder in [*generators, *images]), default=np.nan)
-        devices = sorted({str(_facts(folder).get("device", MISSING)) for folder in [*generators, *images]})
+        devices = sorted({str(run_facts(folder).get("device", MISSING)) for folder in [*generators, *images]})
         numbers = [_shown(hours[0]), _shown(hours[1]), _shown(sum(hours)), _shown(ms_an_image(images)), _shown(peak)]
         rows.append([run.dataset, run.experiment, str(run.seed), *numbers, ", ".join(devices)])
     printed = paper_results().query("level == 'cost' and method == 'seas'").set_index("metric").paper
@@ -58,7 +57,7 @@ def cost(runs: Sequence[ReportedRun]) -> Block:
 
 def hours_of(folder: Path, stage: str, types: int) -> float:
     """Hours of one product's training; NaN where no update was timed."""
-    measured = _facts(folder).get("measured", {})
+    measured = run_facts(folder).get("measured", {})
     if not measured.get("updates"):
         return np.nan
     updates = read_manifest(folder)["settings"][stage]["updates_per_type"] * types
@@ -66,22 +65,17 @@ def hours_of(folder: Path, stage: str, types: int) -> float:
 
 
 def ms_an_image(folders: Sequence[Path]) -> float:
-    """Milliseconds of one image, mean over the images of all folders that were timed; NaN where none was."""
-    measured = [_facts(folder).get("measured", {}) for folder in folders]
-    images = sum(part.get("images", 0) for part in measured)
-    return 1000 * sum(part.get("image_seconds", 0) for part in measured) / images if images else np.nan
+    """Milliseconds of one image with its mask, mean over the pairs of all folders that were timed; NaN where none was."""
+    measured = [run_facts(folder).get("measured", {}) for folder in folders]
+    pairs = sum(part.get("pairs", 0) for part in measured)
+    return 1000 * sum(part.get("pair_seconds", 0) for part in measured) / pairs if pairs else np.nan
 
 
 def peak_memory(folder: Path) -> float:
     """The peak in GB (10⁹ bytes) of the device's memory, on a CPU of the process's."""
-    facts = _facts(folder)
+    facts = run_facts(folder)
     peak = facts.get("peak_device_memory_mib", facts.get("peak_memory_mib"))
     return np.nan if peak is None else peak * 2**20 / 1e9
-
-
-def _facts(folder: Path) -> dict:
-    path = folder / RUN
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _shown(value: float) -> str:
