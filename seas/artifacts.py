@@ -46,17 +46,23 @@ RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "snakemake")
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes; of a folder artifact, that of its manifest; of another folder, of its names and sizes."""
+    """SHA-256 of a file's bytes; of a folder artifact, that of its manifest; of another folder, of its names and sizes.
+
+    Hidden files do not count: a download of Stable Diffusion leaves a cache of its own that differs between machines.
+    """
     path = Path(path)
     if path.is_dir() and not (path / MANIFEST).exists():
-        listing = sorted(
-            (str(file.relative_to(path)), file.stat().st_size) for file in path.rglob("*") if file.is_file()
-        )
+        files = ((file.relative_to(path), file) for file in path.rglob("*") if file.is_file())
+        listing = sorted((str(name), file.stat().st_size) for name, file in files if not _hidden(name))
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     if path.is_dir():
         path = path / MANIFEST
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 @dataclass(frozen=True)
