@@ -163,7 +163,7 @@ class TestProgress:
         self.write(jobs[RUN / "rmp/bolt"].log, "rmp bolt:  50%|█ | 800/1600 [00:05<00:02]\n")
         self.write(jobs[RUN / "generator/nut"].log, "seas: the mask x is empty\n")
         holder = runs.Holder(
-            socket.gethostname(), os.getpid(), runs._started(os.getpid()), "ada", time.time() - 60, "", False
+            socket.gethostname(), os.getpid(), runs._started(os.getpid()), "ada", time.time() - 60, "", False, ""
         )
         runs.LOCK.write_text(json.dumps(holder._asdict()))
         page = progress_page(flow())

@@ -137,7 +137,7 @@ def test_nothing_is_set_aside_or_recorded_while_a_run_is_at_work(project):
     make(flow())
     (RUN / "rmp/bolt/weights").write_text("damaged")
     Path(".dvc").mkdir()
-    runs.LOCK.write_text(json.dumps(runs.Holder("elsewhere", 7, "boot-1", "ada", 0.0, "", False)._asdict()))
+    runs.LOCK.write_text(json.dumps(runs.Holder("elsewhere", 7, "boot-1", "ada", 0.0, "", False, "")._asdict()))
     for work in (lambda: restore(flow(), []), record):
         with pytest.raises(InputError, match="process 7 of ada on elsewhere is running the workflow"):
             work()
