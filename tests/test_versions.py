@@ -1,6 +1,7 @@
 """Versions: what counts as up to date when results come back, and two revisions side by side."""
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -115,6 +116,32 @@ def test_other_settings_are_named_and_the_right_ones_bring_everything_back(proje
     assert RUN / "generator/bolt" in found.fresh and len(found.aside) == 5
     again = set_apart(flow())
     assert not again.aside and not again.missing
+
+
+def test_what_was_pulled_without_its_inputs_is_left_alone(project):
+    make(flow())
+    split, generator = RUN / "split/bolt.parquet", RUN / "generator/bolt"
+    (RUN / "crop_and_paste/bolt/weights").write_text("damaged")
+    split.rename("away")
+    found = set_apart(flow())
+    assert found.unchecked[generator] == f"{split} is missing (pull it, too)"
+    assert found.unchecked[RUN / "generation/bolt"] == f"its input {generator} is not checked"
+    assert [*found.aside] == [RUN / "crop_and_paste/bolt"] and found.missing == [split]
+    assert Path("results/report") in found.unchecked and generator.is_dir()
+    Path("away").rename(split)
+    found = set_apart(flow())
+    assert generator in found.fresh and RUN / "rmp/bolt" in found.fresh and not found.unchecked
+
+
+def test_the_lock_is_held_while_results_are_recorded_and_restored(project, monkeypatch):
+    make(flow())
+    Path(".dvc").mkdir()
+    held = {}
+    monkeypatch.setattr(versions, "_run", lambda name, command: held.update({name: runs.alive_holder().pid}))
+    record()
+    restore(flow(), [])
+    assert held == dict.fromkeys(("dvc add", "git add", "Snakemake"), os.getpid())
+    assert not runs.LOCK.exists()
 
 
 def test_another_version_of_a_stage_is_named(project, monkeypatch):
