@@ -144,6 +144,19 @@ def writing_folder(path: Path, provenance: Provenance | None, *, joined: Sequenc
     remove(stale(path))
 
 
+def link_or_copy(source: Path | str, target: Path | str) -> None:
+    """Make ``target`` the file that ``source`` is, or a copy where the disk has no hard links.
+
+    Raises FileExistsError when ``target`` is there.
+    """
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def _as_the_umask_wants(file: Path) -> None:
     """Give a file the permissions that any new file has; safetensors writes files that nobody else may read."""
     umask = os.umask(0)
