@@ -39,7 +39,7 @@ def planned(flow: Workflow) -> dict[Path, Job]:
         for job in _of_a_run(flow, dataset, experiment, seed):
             jobs.setdefault(job.output, job)
     report = Path("results/report")
-    jobs[report] = Job("report", "", "report", report, _log(report), tuple(jobs), Work("report"))
+    jobs[report] = Job("report", "", "report", report, _log(report), tuple(jobs), flow.work("report", {}))
     return jobs
 
 
