@@ -32,6 +32,9 @@ SILENT_SECONDS = 180
 """The lock of another host is a dead run's when it was not touched for so long, by the file server's clock."""
 PATIENCE_SECONDS = 60
 """How long cancelled jobs may take to end."""
+MIN_JOB_AGE = 240
+"""Seconds that SLURM has to remember a finished job: the executor looks every 180 s at most, and a job that it does not
+find it takes for waiting."""
 OWN_SLURM_JOB = os.environ.get("SLURM_JOB_ID", "")
 """The job that this process is in, if any; the executor takes it out of the environment later."""
 JOB_NAME = re.compile(r"seas_[0-9a-f-]{36}")
@@ -127,6 +130,20 @@ def watch_run() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def forgetful_cluster() -> str | None:
+    """A warning where SLURM forgets finished jobs before the executor has looked at them."""
+    if not shutil.which("scontrol"):
+        return None
+    settings = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True).stdout
+    age = re.search(r"^MinJobAge\s*=\s*(\d+)", settings, re.MULTILINE)
+    if not age or int(age[1]) >= MIN_JOB_AGE:
+        return None
+    return (
+        f"warning: this SLURM forgets finished jobs after {age[1]} s (MinJobAge), and {MIN_JOB_AGE} s are needed: the run may "
+        "wait for ever for a job that has ended; docs/cluster.md, When things die, says what to do"
+    )
 
 
 def alive_holder(lock: Path = LOCK) -> Holder | None:

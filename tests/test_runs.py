@@ -179,7 +179,7 @@ def program(path, script):
 
 def dead(**fields):
     """Write the lock of a run on this host that is dead."""
-    holder = runs.Holder(socket.gethostname(), 2**22 + 1, "boot-1", "ada", 0.0, "", False, os.getcwd())
+    holder = runs.Holder(socket.gethostname(), 2**22 + 1, "boot-1", "ada", 0.0, "", False, str(Path.cwd()))
     runs.LOCK.parent.mkdir(exist_ok=True)
     runs.LOCK.write_text(json.dumps(holder._replace(**fields)._asdict()))
 
@@ -199,6 +199,14 @@ def test_a_dead_run_whose_cluster_does_not_answer_is_not_followed(house, install
     assert json.loads(runs.LOCK.read_text())["on_cluster"] and [*Path("results").iterdir()] == [runs.LOCK]
 
 
+@pytest.mark.parametrize(("said", "warned"), [("300 sec", False), ("60 sec", True), (None, False)])
+def test_a_cluster_that_forgets_jobs_too_soon_is_named(house, said, warned):
+    if said:
+        program(house / "scontrol", f"echo 'MessageTimeout          = 10 sec'\necho 'MinJobAge               = {said}'")
+    sentence = runs.forgetful_cluster()
+    assert ("after 60 s (MinJobAge)" in sentence) if warned else sentence is None
+
+
 def test_orphans_are_known_by_the_dead_runs_folder(house, monkeypatch):
     """Two clones whose results are one folder: what the run in the other clone left is ended, another workflow's is not."""
     theirs, elsewhere = house / "theirs", house / "elsewhere"
@@ -207,7 +215,7 @@ def test_orphans_are_known_by_the_dead_runs_folder(house, monkeypatch):
     jobs = {1: (name, theirs), 2: (name, elsewhere), 3: (name, house), 4: ("mine", theirs)}
     queue = "".join(f"test -e {house}/{job} || echo '{job}|{of}|{where}'\n" for job, (of, where) in jobs.items())
     program(house / "squeue", queue)
-    program(house / "scancel", f'for job; do : > {house}/$job; done')
+    program(house / "scancel", f"for job; do : > {house}/$job; done")
     environment = os.environ | {runs.MARK: "another run"}
     sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
     processes = [subprocess.Popen(sleep, cwd=where, env=environment) for where in (theirs, house.parent)]
