@@ -88,7 +88,7 @@ def _of_a_run(flow: Workflow, dataset: str, experiment: str, seed: int) -> Itera
                     f"{flow.folder(dataset, experiment, seed, tree)}/{p}" for tree in TREES[arm] for p in products
                 ]
                 output = flow.downstream(dataset, experiment, seed, model, arm, scope)
-                yield job("downstream", f"{model}/{arm}/{scope}", output, *after)
+                yield job("downstream", f"{model}/{arm}/{scope}", output, *after, scope=scope)
 
 
 def _log(output: Path) -> Path:
