@@ -138,7 +138,7 @@ def test_a_products_bad_photograph_costs_no_other_product_its_tables(cluster, tm
     mask.write_bytes(bytes(mask.stat().st_size))
     splits = {product: f"results/mine/seas/seed0/split/{product}.parquet" for product in ("washer", "fabric")}
     run = Run(house, "--retries", "0", "--", *splits.values())
-    assert run.process.wait(timeout=200) == 1, run.text
+    assert run.process.wait(timeout=400) == 1, run.text
     jobs = of_rule(cluster, house, "tables")
     assert sorted(cluster.completions()[job["JobId"]] for job in jobs) == ["COMPLETED", "FAILED"]
     assert (house / splits["fabric"]).exists() and not (house / splits["washer"]).exists()
