@@ -46,17 +46,23 @@ RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "snakemake")
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes; of a folder artifact, that of its manifest; of another folder, of its names and sizes."""
+    """SHA-256 of a file's bytes; of a folder artifact, that of its manifest; of another folder, of its names and sizes.
+
+    Hidden files do not count: a download of Stable Diffusion leaves a cache of its own that differs between machines.
+    """
     path = Path(path)
     if path.is_dir() and not (path / MANIFEST).exists():
-        listing = sorted(
-            (str(file.relative_to(path)), file.stat().st_size) for file in path.rglob("*") if file.is_file()
-        )
+        files = ((file.relative_to(path), file) for file in path.rglob("*") if file.is_file())
+        listing = sorted((str(name), file.stat().st_size) for name, file in files if not _hidden(name))
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     if path.is_dir():
         path = path / MANIFEST
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,19 @@ def writing_folder(path: Path, provenance: Provenance | None, *, joined: Sequenc
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(_sibling(path, "working"), ignore_errors=True)
     remove(stale(path))
+
+
+def link_or_copy(source: Path | str, target: Path | str) -> None:
+    """Make ``target`` the file that ``source`` is, or a copy where the disk has no hard links.
+
+    Raises FileExistsError when ``target`` is there.
+    """
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _as_the_umask_wants(file: Path) -> None:

@@ -154,6 +154,8 @@ def restore(config: Annotated[list[str], GIVEN] = []) -> None:  # noqa: B006
         found = restore_results(load_workflow(config), config)
         for path, reason in found.aside.items():
             print(f"set aside: {path}: {reason}")
+        for path, reason in found.unchecked.items():
+            print(f"not checked: {path}: {reason}")
         for path in found.missing:
             print(f"missing: {path}")
         print(

@@ -447,6 +447,8 @@ class Workflow:
 
     def work(self, stage: str, wildcards: Mapping[str, str]) -> Work:
         """What one job does; ``wildcards`` name it as its rule does."""
+        if stage == "report":
+            return Work(stage, steps=sum(len(self.products(dataset)) for dataset, _, _ in self.runs()), pixels=1)
         if "base" in wildcards:
             settings = self.base_named(wildcards["base"])
         elif "experiment" in wildcards:
@@ -454,7 +456,18 @@ class Workflow:
         else:
             return Work(stage)
         types = len(self.types(wildcards["dataset"], wildcards["product"])) if "product" in wildcards else 0
-        return work(stage, settings, types=types, parameters=self._unet_parameters(settings))
+        products = self.products_of(wildcards["dataset"], wildcards["scope"]) if "scope" in wildcards else []
+        tested = max((self.tested(wildcards["dataset"], product) for product in products), default=0)
+        return work(stage, settings, types=types, parameters=self._unet_parameters(settings), tested=tested)
+
+    @functools.cache
+    def tested(self, dataset: str, product: str) -> int:
+        """How many photographs of a product are in test/; where they are not here, by its index."""
+        file = self.datasets[dataset]
+        if file.root.is_dir():
+            return self._readers()[file.layout].count_tested(file.root, product)
+        index = read_table(Path(f"results/{dataset}/data/{product}.parquet"))
+        return int((index.folder == "test").sum())
 
     @functools.cache
     def types(self, dataset: str, product: str) -> list[str]:

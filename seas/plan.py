@@ -39,7 +39,7 @@ def planned(flow: Workflow) -> dict[Path, Job]:
         for job in _of_a_run(flow, dataset, experiment, seed):
             jobs.setdefault(job.output, job)
     report = Path("results/report")
-    jobs[report] = Job("report", "", "report", report, _log(report), tuple(jobs), Work("report"))
+    jobs[report] = Job("report", "", "report", report, _log(report), tuple(jobs), flow.work("report", {}))
     return jobs
 
 
@@ -88,7 +88,7 @@ def _of_a_run(flow: Workflow, dataset: str, experiment: str, seed: int) -> Itera
                     f"{flow.folder(dataset, experiment, seed, tree)}/{p}" for tree in TREES[arm] for p in products
                 ]
                 output = flow.downstream(dataset, experiment, seed, model, arm, scope)
-                yield job("downstream", f"{model}/{arm}/{scope}", output, *after)
+                yield job("downstream", f"{model}/{arm}/{scope}", output, *after, scope=scope)
 
 
 def _log(output: Path) -> Path:

@@ -14,10 +14,13 @@ SHORT = {"crop_and_paste": "paste"}
 METER = re.compile(r"(\d+)/(\d+) \[")
 """The end of a progress line: steps done of all."""
 TAIL_BYTES = 20_000
+SILENT_SECONDS = 180
+"""A job that computes prints a line every 5 s; the longest breaks are the loading and the writing of a base."""
 
 
 class State(NamedTuple):
-    """done, running, stopped (begun, nobody works on it), failed, or waiting; ``note``: how far, or the log's last word."""
+    """done, running, silent (running by the run, not by its log), stopped (begun, nobody works on it), failed, or waiting;
+    ``note``: how far, or the log's last word."""
 
     name: str
     note: str = ""
@@ -40,7 +43,10 @@ def state(job: Job, begun: float | None) -> State:
     meters = [found.groups() for line in lines if (found := METER.search(line))]
     far = f"{meters[-1][0]} of {meters[-1][1]}" if meters else "begun"
     if begun is not None and written >= begun:
-        return State("running", f"{far}, {round(time.time() - written)} s ago")
+        silent = time.time() - written
+        if silent > SILENT_SECONDS:
+            return State("silent", f"{far}, silent for {silent / 60:.0f} min: waiting to be resubmitted, or dead")
+        return State("running", f"{far}, {silent:.0f} s ago")
     return State("stopped", far)
 
 
@@ -67,7 +73,8 @@ def progress_page(flow: Workflow) -> str:
     others = [job for job in jobs if job.stage in ("base", "downstream", "report")]
     lines += _aligned([[_title(job), _cell(states[job.output])] for job in others])
 
-    for name, heading in (("running", "running"), ("stopped", "stopped, to be continued"), ("failed", "failed")):
+    headings = {"running": "running", "silent": "silent", "stopped": "stopped, to be continued", "failed": "failed"}
+    for name, heading in headings.items():
         chosen = [job for job in jobs if states[job.output].name == name]
         if chosen:
             lines += ["", f"{heading}:"]

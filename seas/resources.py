@@ -13,7 +13,7 @@ FIXED_MB = {
     "index": 800,  # measured 641 MiB: torch is imported, one photograph is held
     "split": 800,  # measured 652 MiB
     "crop_and_paste": 1000,  # measured 657 to 773 MiB at 64 px, 845 at 512
-    "report": 2500,  # measured 1485 to 1538 MiB for two products; figures are drawn one after the other
+    "report": 2400,  # measured 1485 to 1538 MiB for two products; figures are drawn one after the other
     "merge": 800,  # as split: tables, and links to files
 }
 LIBRARIES_MB = {
@@ -28,6 +28,8 @@ BYTES_A_PARAMETER = {
     ("base", "cpu"): 40,  # as the generator, and the averaged weights in use and in the checkpoint
     ("base", "cuda"): 28,
 }
+OFFLOADED = 16
+"""Bytes a parameter that generator.offload_optimizer keeps in the host's memory: weights, gradient, AdamW's two moments."""
 LOADED = 5
 """Bytes a U-Net parameter of a pipeline that is only used: weights in fp32, with text encoder and VAE a quarter more."""
 ACTIVATIONS_KB_A_PIXEL = {
@@ -41,8 +43,12 @@ ACTIVATIONS_KB_A_PIXEL = {
 }
 EXTRACTOR_MB = 500
 """Networks of the metrics and a batch in them: measured 1404 MiB in all with EfficientNet-Lite0 at 256 px."""
-IMAGES_MB = 3048
-"""Most that downstream's photographs take: its cache (2 GiB), and a product's test images with their maps."""
+CACHE_MB = 2048
+"""Most that downstream keeps of the photographs that it trains on."""
+TESTED_BYTES = 100
+"""A pixel of a product's test photographs, which downstream scores at once: measured 100 for 120 of 256 px."""
+REPORTED_MB = 50
+"""A product of a run in the report, whose page holds 1 MB of pictures of each: a guess."""
 
 OVERHEAD_MINUTES = 20
 """Queue of the shared disk, imports (5 to 12 s without bytecode) and the part of a stage that is not its steps."""
@@ -78,6 +84,7 @@ REFERENCES = {
     "metrics": Reference(0.30, 256**2),  # 84 images in 26 s
     "downstream": Reference(0.065, 8 * 96**2),  # 500 updates of 8 images in 32 s
     "crop_and_paste": Reference(0.152, 512**2),  # 100 pairs of magnetic tiles at 512 px in 15 s
+    "report": Reference(7.6, 1),  # two products in 15 s, imports and all
 }
 """Steps on a CPU. Larger images and networks are taken to cost in proportion."""
 GPU_RATES = {
@@ -95,9 +102,10 @@ GPU_RATES = {
 class Work(NamedTuple):
     """What one job does.
 
-    steps: updates, or images. pixels: of one step. at_once: steps whose images are held at once.
-    parameters: of the U-Net, 0 without one. models: how many are trained one after the other, and saved.
+    steps: updates, images, or the report's products of runs. pixels: of one step. at_once: steps whose images are held at
+    once. parameters: of the U-Net, 0 without one. models: how many are trained one after the other, and saved.
     counted: updates or pairs that its run counts as measured, if it is not continued; 0 where it counts none.
+    offloaded: whether the optimizer lies in the host's memory. tested: pixels that are scored at once.
     """
 
     stage: str
@@ -109,10 +117,15 @@ class Work(NamedTuple):
     models: int = 1
     precision: str = "fp32"
     counted: int = 0
+    offloaded: bool = False
+    tested: int = 0
 
 
-def work(stage: str, settings: Any, *, types: int, parameters: int) -> Work:
-    """The work of one job: ``settings`` are the run's, ``types`` counts the anomaly types (G) of its product."""
+def work(stage: str, settings: Any, *, types: int, parameters: int, tested: int = 0) -> Work:
+    """The work of one job: ``settings`` are the run's, ``types`` counts the anomaly types (G) of its product.
+
+    ``tested`` counts the test photographs of the product that has most.
+    """
     device, precision, side = settings.compute.device, settings.compute.precision, settings.data.image_size
     made = settings.generation
     if stage == "base":
@@ -125,7 +138,8 @@ def work(stage: str, settings: Any, *, types: int, parameters: int) -> Work:
         pixels = (trained.abnormal_per_batch + trained.normal_per_batch) * side**2
         updates, models = trained.updates_per_type * types, 1 if settings.generator.mixed_training else types
         steps = updates * trained.gradient_accumulation
-        return Work(stage, device, steps, pixels, 1, parameters, models, precision, updates)
+        offloaded = stage == "generator" and settings.generator.offload_optimizer
+        return Work(stage, device, steps, pixels, 1, parameters, models, precision, updates, offloaded)
     if stage == "generation":
         pairs = made.pairs_per_type * types
         steps, pairs = -(-(pairs + made.normals) // made.shards), -(-pairs // made.shards)
@@ -135,8 +149,9 @@ def work(stage: str, settings: Any, *, types: int, parameters: int) -> Work:
         return Work(stage, device, images, pixels, max(made.pairs_per_type, made.normals))
     if stage == "downstream":
         trained = settings.downstream
-        pixels = trained.batch_size * trained.image_size**2
-        return Work(stage, device, trained.updates, pixels, counted=trained.updates)
+        pixels = trained.image_size**2
+        done = trained.updates
+        return Work(stage, device, done, trained.batch_size * pixels, counted=done, tested=tested * pixels)
     if stage == "crop_and_paste":
         return Work(stage, steps=made.pairs_per_type * types, pixels=side**2)
     return Work(stage)  # a table, links or a page: seconds
@@ -146,12 +161,16 @@ def memory_mb(job: Work, attempt: int = 1) -> int:
     """Host memory of a job in MB, which SLURM takes for MiB. The first two retries ask for half as much again, each."""
     need = FIXED_MB.get(job.stage, LIBRARIES_MB[job.device])
     need += job.parameters * BYTES_A_PARAMETER.get((job.stage, job.device), LOADED) / 1e6
+    if job.offloaded:
+        need += job.parameters * OFFLOADED / 1e6
     if job.device == "cpu" or job.stage == "metrics":
         need += ACTIVATIONS_KB_A_PIXEL.get(job.stage, 0) * job.pixels * job.at_once / 1e3
     if job.stage == "metrics":
         need += EXTRACTOR_MB
     if job.stage == "downstream":
-        need += min(IMAGES_MB, 0.005 * job.pixels)
+        need += min(CACHE_MB, 0.005 * job.pixels) + job.tested * TESTED_BYTES / 1e6
+    if job.stage == "report":
+        need += job.steps * REPORTED_MB
     return round((need + SNAKEMAKE_MB) * (1 + min(attempt, 3)) / 2)
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from seas.artifacts import (
     MEASURED,
     Provenance,
+    link_or_copy,
     read_table,
     working_folder,
     write_table,
@@ -144,7 +145,7 @@ def write_trained(
             shutil.rmtree(checkpoints, ignore_errors=True)
     with writing_folder(output, provenance) as folder:
         for name in models:
-            shutil.copytree(working / "models" / name, folder / name, copy_function=os.link)
+            shutil.copytree(working / "models" / name, folder / name, copy_function=link_or_copy)
         tables = [read_table(folder / name / LOSSES) for name in models]
         write_table(pd.concat(tables).groupby("step", as_index=False).mean(), folder / LOSSES)
 

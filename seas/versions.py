@@ -8,7 +8,7 @@ declared up to date.
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from seas.report import settings as report_settings
 from seas.report.published import PLOTS, published_files
 from seas.report.runs import ReportedRun, inputs_of
 from seas.rmp import settings as rmp_settings
-from seas.runs import alive_holder
+from seas.runs import locked
 
 RESULTS = Path("results")
 NOT_RECORDED = ("logs", "check", PLOTS)
@@ -168,17 +168,29 @@ def _downstream(
     return Artifact(Path(arm["folder"]), "downstream", downstream_settings.STAGE_VERSION, obeyed, seed, inputs)
 
 
-def fault(artifact: Artifact, fresh: set[Path]) -> str | None:
-    """Why an artifact is not up to date: a sentence, or None when content, settings, version and inputs agree.
+def _damage(artifact: Path) -> str | None:
+    try:
+        return damage(artifact)
+    except InputError as sentence:
+        return str(sentence)
+
+
+def _absent(artifact: Artifact, aside: Container[Path], unchecked: Container[Path]) -> str | None:
+    """Which input of an artifact is not here to be compared with."""
+    for path in artifact.inputs.values():
+        if not path.exists() and path not in aside:
+            return f"{path} is missing (pull it, too)"
+        if path in unchecked:
+            return f"its input {path} is not checked"
+    return None
+
+
+def _disagreement(artifact: Artifact, fresh: set[Path]) -> str | None:
+    """Why an artifact that is whole is not up to date: a sentence, or None when settings, version and inputs agree.
 
     ``fresh`` are the artifacts of the workflow that are known to be up to date.
     """
-    try:
-        if sentence := damage(artifact.path):
-            return sentence
-        manifest = read_manifest(artifact.path)
-    except InputError as sentence:
-        return str(sentence)
+    manifest = read_manifest(artifact.path)
     for name in ("stage", "stage_version", "seed"):
         if manifest[name] != getattr(artifact, name):
             return f"{name} is {manifest[name]} in its manifest and should be {getattr(artifact, name)}"
@@ -189,8 +201,6 @@ def fault(artifact: Artifact, fresh: set[Path]) -> str | None:
     for path in artifact.inputs.values():
         if path.is_relative_to(RESULTS) and path not in fresh:
             return f"its input {path} is not up to date"
-        if not path.exists():
-            return f"its input {path} is not there"
     hashes = {name: sha256(path) for name, path in artifact.inputs.items()}
     for name in sorted(hashes.keys() | manifest["inputs"].keys()):
         if hashes.get(name) != manifest["inputs"].get(name):
@@ -210,10 +220,12 @@ def _flat(settings: Any, key: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Restored:
-    """What a check found: artifacts that are up to date, those that were set aside with the reason, those that are missing."""
+    """What a check found: artifacts that are up to date, those set aside and those that cannot be checked, each with the
+    reason, and those that are missing."""
 
     fresh: list[Path]
     aside: dict[Path, str]
+    unchecked: dict[Path, str]
     missing: list[Path]
 
 
@@ -221,16 +233,22 @@ def set_apart(flow: Workflow) -> Restored:
     """Hold every artifact of the configuration against its manifest and the settings.
 
     What does not agree is renamed to a hidden name beside it, so that the next run makes it anew; it comes back when
-    a later check with other settings finds that it agrees.
+    a later check with other settings finds that it agrees. What was made from something that is not here stays.
     """
     fresh: set[Path] = set()
     aside: dict[Path, str] = {}
+    unchecked: dict[Path, str] = {}
     missing = []
     for artifact in artifacts(flow):
         _bring_back(artifact.path)
         if not artifact.path.exists():
             missing.append(artifact.path)
-        elif reason := fault(artifact, fresh):
+        elif reason := _damage(artifact.path):
+            _set_aside(artifact.path)
+            aside[artifact.path] = reason
+        elif reason := _absent(artifact, aside, unchecked):
+            unchecked[artifact.path] = reason
+        elif reason := _disagreement(artifact, fresh):
             _set_aside(artifact.path)
             aside[artifact.path] = reason
         else:
@@ -238,7 +256,7 @@ def set_apart(flow: Workflow) -> Restored:
             fresh.add(artifact.path)
     if RESULTS / "report" in fresh:
         _check_published(flow, fresh, aside, missing)
-    return Restored(sorted(fresh), aside, missing)
+    return Restored(sorted(fresh), aside, unchecked, missing)
 
 
 def _check_published(flow: Workflow, fresh: set[Path], aside: dict[Path, str], missing: list[Path]) -> None:
@@ -280,31 +298,15 @@ def restore(flow: Workflow, given: Sequence[Path | str]) -> Restored:
 
     Raises InputError while a run is at work here, or when Snakemake fails.
     """
-    _check_that_nobody_runs()
-    found = set_apart(flow)
-    if found.fresh:
-        files, settings = files_of(given), settings_of(given)
-        options = [*(["--configfile", *files] if files else []), *(["--config", *settings] if settings else [])]
-        targets = [str(path) for path in found.fresh]
-        command = [
-            sys.executable,
-            "-m",
-            "snakemake",
-            *options,
-            "--touch",
-            "--forceall",
-            "--quiet",
-            "all",
-            "--",
-            *targets,
-        ]
-        _run("Snakemake", command)
+    with locked():
+        found = set_apart(flow)
+        if found.fresh:
+            files, settings = files_of(given), settings_of(given)
+            options = [*(["--configfile", *files] if files else []), *(["--config", *settings] if settings else [])]
+            # Without hooks: the lock is held here.
+            options += ["--touch", "--forceall", "--no-hooks", "--quiet", "all"]
+            _run("Snakemake", [sys.executable, "-m", "snakemake", *options, "--", *map(str, found.fresh)])
     return found
-
-
-def _check_that_nobody_runs() -> None:
-    if holder := alive_holder():
-        raise InputError(f"{holder} is running the workflow in {Path.cwd()}; wait for its end")
 
 
 def finished() -> list[Path]:
@@ -331,18 +333,19 @@ def record() -> list[Path]:
     """
     if not Path(".dvc").is_dir():
         raise InputError("there is no .dvc here; results are recorded in the root of a clone of this project")
-    _check_that_nobody_runs()
-    found = finished()
-    if not found:
-        raise InputError("results/ holds nothing that is finished")
-    times = {path: path.stat() for path in found if path.is_file()}
-    try:
-        for start in range(0, len(found), AT_ONCE):
-            _run("dvc add", [sys.executable, "-m", "dvc", "add", "--quiet", *map(str, found[start : start + AT_ONCE])])
-    finally:
-        for path, before in times.items():
-            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    _run("git add", ["git", "add", str(RESULTS)])
+    with locked():
+        found = finished()
+        if not found:
+            raise InputError("results/ holds nothing that is finished")
+        times = {path: path.stat() for path in found if path.is_file()}
+        try:
+            for start in range(0, len(found), AT_ONCE):
+                paths = map(str, found[start : start + AT_ONCE])
+                _run("dvc add", [sys.executable, "-m", "dvc", "add", "--quiet", *paths])
+        finally:
+            for path, before in times.items():
+                os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        _run("git add", ["git", "add", str(RESULTS)])
     return found
 
 

@@ -26,6 +26,7 @@ import yaml
 from test_workflow import command, contents, make_house
 
 from seas.artifacts import damage, has_manifest
+from slurm import processes_in
 
 LONGER = {
     "base": {"vae_updates": 20, "unet_updates": 20, "checkpoint_every": 5},
@@ -71,7 +72,8 @@ def faults(house: Path, wanted: dict) -> list[str]:
     artifacts += [table for table in (house / "results").rglob("*.parquet") if has_manifest(table)]
     wrong += [sentence for path in artifacts if (sentence := damage(path))]
     left = [path for path in (house / "results").rglob(".*") if path.name != ".snakemake_timestamp"]
-    return wrong + [f"{path.relative_to(house)} is left behind" for path in left]
+    wrong += [f"{path.relative_to(house)} is left behind" for path in left]
+    return wrong + [f"process {process} is left behind" for process in processes_in(house)]
 
 
 class Chain:

@@ -56,7 +56,7 @@ MinJobAge=3600
 SlurmdTimeout=10
 ReturnToService=2
 KillWait=2
-JobRequeue=0
+JobRequeue=1
 JobCompType=jobcomp/filetxt
 JobCompLoc={folder}/log/jobs.txt
 AccountingStorageType=accounting_storage/none
@@ -72,9 +72,11 @@ class Unavailable(Exception):
 
 
 class Slurm:
-    """The cluster while it runs. ``start`` may raise Unavailable; ``stop`` ends all that was started."""
+    """The cluster while it runs, for jobs of folders below ``houses``. ``start`` may raise Unavailable; ``stop`` ends all
+    that was started."""
 
-    def __init__(self) -> None:
+    def __init__(self, houses: Path) -> None:
+        self.houses = houses.resolve()
         # Not pytest's folder: munged wants one that everybody may enter.
         self.folder = Path(tempfile.mkdtemp(prefix="seas-slurm-"))
         self.folder.chmod(0o755)
@@ -86,6 +88,10 @@ class Slurm:
             raise Unavailable(f"{SITE} exists: this machine has a SLURM of its own")
         if running := [name for name in _process_names() if name in ("slurmctld", "slurmd", "slurmdbd", "munged")]:
             raise Unavailable(f"{running[0]} is running already")
+        if "SLURM_CONF" in os.environ:
+            raise Unavailable(f"SLURM_CONF names a SLURM already: {os.environ['SLURM_CONF']}")
+        if _which("scontrol") and subprocess.run([_which("scontrol"), "ping"], capture_output=True).returncode == 0:
+            raise Unavailable("a controller answers `scontrol ping` already")
         if missing := [name for name in PROGRAMS if not _which(name)]:
             if not os.environ.get(REQUIRE):
                 raise Unavailable(f"{missing[0]} is not installed; {REQUIRE}=1 installs {', '.join(PACKAGES)}")
@@ -116,13 +122,16 @@ class Slurm:
 
     def daemon(self, program: str, *options: str) -> None:
         # SLURM looks for gres.conf and cgroup.conf beside the name by which it was given slurm.conf.
-        environment = os.environ | {"SLURM_CONF": str(self.folder / "slurm.conf")}
-        result = subprocess.run([_which(program), *options], capture_output=True, text=True, env=environment)
+        result = subprocess.run([_which(program), *options], capture_output=True, text=True, env=self._environment)
         assert result.returncode == 0, result.stderr
 
+    @property
+    def _environment(self) -> dict[str, str]:
+        return os.environ | {"SLURM_CONF": str(self.folder / "slurm.conf")}
+
     def ask(self, *command: str) -> str:
-        """What a command of SLURM prints."""
-        return subprocess.run(command, capture_output=True, text=True).stdout
+        """What a command of this SLURM prints."""
+        return subprocess.run(command, capture_output=True, text=True, env=self._environment).stdout
 
     def records(self) -> list[dict[str, str]]:
         """The scheduler's own record of each job, finished or not, as name → value."""
@@ -184,11 +193,16 @@ class Slurm:
                 SITE.parent.rmdir()
         shutil.rmtree(self.folder)
 
+    def _jobs(self) -> list[str]:
+        """The waiting and running jobs of the houses."""
+        rows = [line.split("|", 1) for line in self.ask("squeue", "-h", "-o", "%A|%Z").splitlines()]
+        return [job for job, folder in rows if Path(folder).is_relative_to(self.houses)]
+
     def _end(self) -> None:
-        if jobs := self.ask("squeue", "-h", "-o", "%A").split():
+        if jobs := self._jobs():
             self.ask("scancel", *jobs)
             with contextlib.suppress(TimeoutError):
-                until(lambda: not self.ask("squeue", "-h", "-o", "%A").split(), 30)
+                until(lambda: not self._jobs(), 30)
         for path in sorted((self.folder / "run").glob("*.pid"), key=lambda path: path.stem == "munged"):
             pid = int(path.read_text())
             for kill in (signal.SIGTERM, signal.SIGKILL):

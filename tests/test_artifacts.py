@@ -16,6 +16,7 @@ from seas.artifacts import (
     Provenance,
     damage,
     has_manifest,
+    link_or_copy,
     read_manifest,
     read_table,
     run_facts,
@@ -78,6 +79,17 @@ def test_the_commit_and_what_is_not_committed(tmp_path, monkeypatch):
     assert recorded() == f"{commit}-dirty"
     monkeypatch.setenv("PATH", "")
     assert recorded() is None, "there is no git"
+
+
+def test_what_a_download_hides_in_a_folder_does_not_count(tmp_path):
+    for name, hidden in (("one", "a"), ("two", "longer")):
+        cache = tmp_path / name / ".cache/huggingface/download"
+        cache.mkdir(parents=True)
+        (cache / "model.metadata").write_text(hidden)
+        (tmp_path / name / "model").write_text("weights")
+    assert sha256(tmp_path / "one") == sha256(tmp_path / "two")
+    (tmp_path / "two/model").write_text("other weights")
+    assert sha256(tmp_path / "one") != sha256(tmp_path / "two")
 
 
 def test_a_folder_input_is_hashed_by_its_manifest(tmp_path):
@@ -185,6 +197,18 @@ def test_damage_names_the_file(tmp_path):
     assert damage(tmp_path / "out") == f"{tmp_path}/out/sub/file.txt is damaged: it is not what was written"
     (tmp_path / "out/sub/file.txt").unlink()
     assert damage(tmp_path / "out") == f"{tmp_path}/out/sub/file.txt is missing"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_disk_without_hard_links_gets_copies(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(errno.EPERM, "no links")))
+    (tmp_path / "a").write_text("abc")
+    link_or_copy(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_text() == "abc" and (tmp_path / "a").stat().st_nlink == 1 + links
+    if links:
+        with pytest.raises(FileExistsError):
+            link_or_copy(tmp_path / "a", tmp_path / "b")
 
 
 def test_what_was_set_aside_goes_when_it_is_made_anew(tmp_path):

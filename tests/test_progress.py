@@ -60,6 +60,13 @@ class TestPlan:
         assert arm.after == (RUN / "split/bolt.parquet", RUN / "split/nut.parquet", *trees)
         assert all(set(job.after) <= set(jobs) for job in jobs.values())
 
+    def test_downstream_and_report_grow_with_photographs_and_products(self, flow):
+        for number in range(3):
+            (flow().datasets["mine"].root / f"nut/test/bent/{number}.png").touch()
+        jobs = planned(flow(downstream={"image_size": 32}))
+        assert jobs[RUN / "downstream/bisenet_v2/generated/all"].work.tested == 3 * 32**2
+        assert jobs[Path("results/report")].work.steps == 2
+
     def test_what_experiments_share_stands_once(self, flow):
         alone, both = planned(flow()), planned(flow(experiments=["seas", "tau"]))
         new = sorted(job.stage for output, job in both.items() if output not in alone)
@@ -139,6 +146,18 @@ class TestProgress:
             ),
             ("generator bolt:  30%|███   | 300/1000 [00:05<00:02,  2.99it/s]\n", 90, 60, ("stopped", "300 of 1000")),
             ("generator bolt:  30%|███   | 300/1000 [00:05<00:02,  2.99it/s]\n", 3, None, ("stopped", "300 of 1000")),
+            (
+                "generator bolt:  30%|███   | 300/1000 [00:05<00:02,  2.99it/s]\n",
+                170,
+                600,
+                ("running", "300 of 1000, 170 s ago"),
+            ),
+            (
+                "generator bolt:  30%|███   | 300/1000 [00:05<00:02,  2.99it/s]\n",
+                420,
+                600,
+                ("silent", "300 of 1000, silent for 7 min: waiting to be resubmitted, or dead"),
+            ),
             ("loading\n", 3, None, ("stopped", "begun")),
             ("1/9 [\nseas: the disk is full\n", 3, 60, ("failed", "the disk is full")),
             ("seas: the disk is full\n2/9 [\n", 3, None, ("stopped", "2 of 9")),
@@ -163,7 +182,7 @@ class TestProgress:
         self.write(jobs[RUN / "rmp/bolt"].log, "rmp bolt:  50%|█ | 800/1600 [00:05<00:02]\n")
         self.write(jobs[RUN / "generator/nut"].log, "seas: the mask x is empty\n")
         holder = runs.Holder(
-            socket.gethostname(), os.getpid(), runs._started(os.getpid()), "ada", time.time() - 60, "", False
+            socket.gethostname(), os.getpid(), runs._started(os.getpid()), "ada", time.time() - 60, "", False, ""
         )
         runs.LOCK.write_text(json.dumps(holder._asdict()))
         page = progress_page(flow())

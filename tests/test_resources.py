@@ -66,6 +66,13 @@ def test_the_generator_at_the_papers_size():
     assert minutes(job) == round(20 + 2 * 4000 * 0.06 / 60)
 
 
+def test_an_offloaded_optimizer_lies_in_the_hosts_memory():
+    settings = Settings(generator={"offload_optimizer": True})
+    plain, offloaded = (memory_mb(work("generator", given, types=5, parameters=SD)) for given in (PAPER, settings))
+    assert offloaded - plain == pytest.approx(16 * SD / 1e6, abs=1)
+    assert not work("rmp", settings, types=5, parameters=SD).offloaded
+
+
 def test_types_shards_and_attempts():
     few, many = (work("generation", PAPER, types=types, parameters=SD) for types in (1, 8))
     assert (few.steps, many.steps) == (2000, 9000) and minutes(many) > minutes(few)
@@ -87,7 +94,19 @@ def test_no_job_is_on_the_gpu_that_does_not_use_one():
     on_gpu = {stage for stage in STAGES if work(stage, PAPER, types=1, parameters=SD).device == "cuda"}
     assert on_gpu == {"base", "generator", "rmp", "generation", "metrics", "downstream"}
     assert not any(of_demo(stage).device == "cuda" for stage in STAGES)
-    assert set(REFERENCES) == on_gpu | {"crop_and_paste"}
+    assert set(REFERENCES) == on_gpu | {"crop_and_paste", "report"}
+
+
+def test_downstream_asks_for_the_photographs_that_it_scores_at_once():
+    few, many = (work("downstream", PAPER, types=0, parameters=SD, tested=tested) for tested in (100, 200))
+    side = PAPER.downstream.image_size
+    assert memory_mb(many) - memory_mb(few) == pytest.approx(100 * side**2 * 100 / 1e6, abs=1)
+
+
+def test_a_report_of_many_runs_asks_for_more():
+    small, large = (Work("report", steps=products, pixels=1) for products in (2, 45))
+    assert (memory_mb(small), memory_mb(large)) == (2500 + 600, 2400 + 45 * 50 + 600)
+    assert (minutes(small), minutes(large)) == (21, 31)
 
 
 def test_what_lies_far_from_the_measurement_is_a_guess():

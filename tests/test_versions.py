@@ -1,6 +1,7 @@
 """Versions: what counts as up to date when results come back, and two revisions side by side."""
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -117,6 +118,32 @@ def test_other_settings_are_named_and_the_right_ones_bring_everything_back(proje
     assert not again.aside and not again.missing
 
 
+def test_what_was_pulled_without_its_inputs_is_left_alone(project):
+    make(flow())
+    split, generator = RUN / "split/bolt.parquet", RUN / "generator/bolt"
+    (RUN / "crop_and_paste/bolt/weights").write_text("damaged")
+    split.rename("away")
+    found = set_apart(flow())
+    assert found.unchecked[generator] == f"{split} is missing (pull it, too)"
+    assert found.unchecked[RUN / "generation/bolt"] == f"its input {generator} is not checked"
+    assert [*found.aside] == [RUN / "crop_and_paste/bolt"] and found.missing == [split]
+    assert Path("results/report") in found.unchecked and generator.is_dir()
+    Path("away").rename(split)
+    found = set_apart(flow())
+    assert generator in found.fresh and RUN / "rmp/bolt" in found.fresh and not found.unchecked
+
+
+def test_the_lock_is_held_while_results_are_recorded_and_restored(project, monkeypatch):
+    make(flow())
+    Path(".dvc").mkdir()
+    held = {}
+    monkeypatch.setattr(versions, "_run", lambda name, command: held.update({name: runs.alive_holder().pid}))
+    record()
+    restore(flow(), [])
+    assert held == dict.fromkeys(("dvc add", "git add", "Snakemake"), os.getpid())
+    assert not runs.LOCK.exists()
+
+
 def test_another_version_of_a_stage_is_named(project, monkeypatch):
     make(flow())
     monkeypatch.setattr(versions.rmp_settings, "STAGE_VERSION", 99)
@@ -137,7 +164,7 @@ def test_nothing_is_set_aside_or_recorded_while_a_run_is_at_work(project):
     make(flow())
     (RUN / "rmp/bolt/weights").write_text("damaged")
     Path(".dvc").mkdir()
-    runs.LOCK.write_text(json.dumps(runs.Holder("elsewhere", 7, "boot-1", "ada", 0.0, "", False)._asdict()))
+    runs.LOCK.write_text(json.dumps(runs.Holder("elsewhere", 7, "boot-1", "ada", 0.0, "", False, "")._asdict()))
     for work in (lambda: restore(flow(), []), record):
         with pytest.raises(InputError, match="process 7 of ada on elsewhere is running the workflow"):
             work()

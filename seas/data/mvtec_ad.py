@@ -55,6 +55,11 @@ def list_types(root: Path, product: str) -> list[str]:
     return sorted(folder.name for folder in _folders(Path(root) / product / "test") if folder.name != "good")
 
 
+def count_tested(root: Path, product: str) -> int:
+    """How many photographs are in a product's test/, right or wrong."""
+    return sum(len(_images(folder)) for folder in _folders(Path(root) / product / "test"))
+
+
 def list_samples(root: Path, product: str) -> list[Sample]:
     """The photographs of a product, by folder, type and name.
 

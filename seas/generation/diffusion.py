@@ -1,7 +1,6 @@
 """Generation of a product's pairs and normals, in pieces that survive an interruption."""
 
 import json
-import os
 import shutil
 import time
 from collections import deque
@@ -9,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from seas.artifacts import MEASURED, Provenance, read_table, working_folder, write_json, writing_folder
+from seas.artifacts import MEASURED, Provenance, link_or_copy, read_table, working_folder, write_json, writing_folder
 from seas.errors import InputError
 from seas.generation.sampler import PairSampler
 from seas.generation.settings import STAGE_VERSION, GenerationSettings
@@ -96,7 +95,7 @@ def _provenance(
 def _link_parts(tree: Path, folder: Path) -> None:
     for part in ("train", "test", "ground_truth"):
         if (tree / part).is_dir():
-            shutil.copytree(tree / part, folder / part, copy_function=os.link, dirs_exist_ok=True)
+            shutil.copytree(tree / part, folder / part, copy_function=link_or_copy, dirs_exist_ok=True)
 
 
 def generate_tree(

@@ -1,8 +1,6 @@
 """A finished generator, loaded: the pipeline, its learned tokens, and the normals that generation starts from."""
 
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from seas.artifacts import write_json
+from seas.artifacts import link_or_copy, write_json
 from seas.base.model import load_base
 from seas.errors import InputError
 
@@ -57,10 +55,7 @@ def save_generator(pipeline: StableDiffusionPipeline, base: Path, folder: Path, 
     for unchanged in sorted((Path(base) / "vae").glob(VAE_WEIGHTS)):
         saved = folder / "vae" / unchanged.name
         saved.unlink()
-        try:
-            os.link(unchanged.resolve(), saved)
-        except OSError:
-            shutil.copyfile(unchanged, saved)
+        link_or_copy(unchanged.resolve(), saved)
 
 
 def tokenise(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> Tensor:

@@ -1,7 +1,9 @@
 import sys
 
+from snakemake.logging import logger
+
 from seas.resources import memory_mb, minutes
-from seas.runs import take_lock
+from seas.runs import forgetful_cluster, take_lock
 
 
 onstart:
@@ -10,6 +12,8 @@ onstart:
         take_lock(on_cluster=not workflow.local_exec)
     except (InputError, OSError) as fault:
         sys.exit(f"seas: {fault}")
+    if not workflow.local_exec and (warning := forgetful_cluster()):
+        logger.warning(f"seas: {warning}")
 
 
 def asked(stage):
