@@ -26,6 +26,7 @@ import yaml
 from test_workflow import command, contents, make_house
 
 from seas.artifacts import damage, has_manifest
+from seas.runs import LOCK, alive_holder
 from slurm import processes_in
 
 LONGER = {
@@ -72,6 +73,8 @@ def faults(house: Path, wanted: dict) -> list[str]:
     artifacts += [table for table in (house / "results").rglob("*.parquet") if has_manifest(table)]
     wrong += [sentence for path in artifacts if (sentence := damage(path))]
     left = [path for path in (house / "results").rglob(".*") if path.name != ".snakemake_timestamp"]
+    # A run that was killed after its last job leaves its lock to the next run that has something to do.
+    left = [path for path in left if path.name != LOCK.name or alive_holder(path)]
     wrong += [f"{path.relative_to(house)} is left behind" for path in left]
     return wrong + [f"process {process} is left behind" for process in processes_in(house)]
 

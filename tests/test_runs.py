@@ -136,11 +136,16 @@ def test_of_many_at_once_one_gets_a_dead_runs_lock():
     )
     takers = [
         subprocess.Popen(
-            [sys.executable, "-c", TAKER.format(5)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", TAKER.format(90)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         for _ in range(6)
     ]
-    taken = [taker.communicate()[0] for taker in takers]
+    while len(holders := [taker for taker in takers if taker.poll() is None]) > 1:
+        time.sleep(0.05)
+    for holder in holders:
+        assert holder.stdout.readline() == "taken\n"
+        holder.kill()
+    taken = ["taken\n"] * len(holders) + [taker.communicate()[0] for taker in takers if taker not in holders]
     assert sorted(taken) == [*[""] * 5, "taken\n"]
 
 
