@@ -99,6 +99,10 @@ def take_lock(*, on_cluster: bool, lock: Path = LOCK) -> Callable[[], None]:
             _give_back(lock, dead)
         raise
     os.environ[MARK] = me.mark
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # begun behind a script's "&"; ``_keep`` must be able to stop it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_keep, args=(lock, me, over), daemon=True).start()
     return release
 

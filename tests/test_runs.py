@@ -114,8 +114,14 @@ time.sleep(60)
 """
 
 
-def test_a_living_run_touches_its_lock_and_stops_when_it_was_taken():
-    living = subprocess.Popen([sys.executable, "-c", LIVING], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+@pytest.mark.parametrize("interrupts", [signal.SIG_DFL, signal.SIG_IGN], ids=["foreground", "background of a script"])
+def test_a_living_run_touches_its_lock_and_stops_when_it_was_taken(interrupts):
+    living = subprocess.Popen(
+        [sys.executable, "-c", LIVING],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, interrupts),
+    )
     living.stdout.readline()
     os.utime(runs.LOCK, (0, 0))
     deadline = time.monotonic() + 30
