@@ -99,7 +99,7 @@ def main() -> None:
                     values = scores.set_index(["level", "metric"]).value
                     row = {"seed": seed, "arm": arm, "learning_rate": rate}
                     rows.append(row | {f"{level}_{metric}": values[level, metric] for level, metric in SCORES})
-                    print(pd.DataFrame(rows).round(1).to_string(index=False), flush=True)
+                    print(pd.DataFrame(rows).to_string(index=False, float_format="{:.4g}".format), flush=True)
 
 
 if __name__ == "__main__":
