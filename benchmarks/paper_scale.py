@@ -80,7 +80,6 @@ def main() -> None:
             shutil.rmtree(root / PRODUCT / part / LEFT_OUT)
         index_product(root, "mvtec_ad", PRODUCT, output=folder / "index.parquet")
         split_product(folder / "index.parquet", data, 0, root=root, output=split)
-        of_trainers = (data, compute, 0)
         print(
             f"torch {torch.__version__}, {given.threads} threads\n\n| 512 px, full size | seconds | peak memory, GB |"
         )
@@ -90,10 +89,10 @@ def main() -> None:
         tuning = GeneratorSettings(updates_per_type=1, gradient_checkpointing=True)
         timed(
             "generator: 2 updates, saved",
-            lambda: train_generator(base, split, root, tuning, *of_trainers, output=generator),
+            lambda: train_generator(base, split, root, tuning, data, compute, 0, output=generator),
         )
         branch = RmpSettings(updates_per_type=1)
-        timed("mask branch: 2 updates", lambda: train_rmp(generator, split, root, branch, *of_trainers, output=rmp))
+        timed("mask branch: 2 updates", lambda: train_rmp(generator, branch, compute, 0, output=rmp))
         settings = GenerationSettings(batch_size=1, steps=given.steps, redraws=0)
         wanted = {"dent": range(1)}
         timed(

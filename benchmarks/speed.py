@@ -37,8 +37,8 @@ from seas.data.settings import DataSettings
 from seas.generation.sampler import PairSampler
 from seas.generation.settings import GenerationSettings
 from seas.generator.attention import cross_attention_of
-from seas.generator.batches import TrainingBatches
 from seas.generator.embeddings import add_tokens, fold_tokens
+from seas.generator.encoded import encode_images
 from seas.generator.settings import GeneratorSettings
 from seas.generator.train import GeneratorTrainer, prompts_of
 from seas.images import load_fitted, to_tensor
@@ -128,16 +128,7 @@ class Bench:
             )
             split = read_table(Path(folder) / "split.parquet")
             self.prompts = prompts_of(split, self.settings)
-            self.batches = TrainingBatches(
-                split,
-                root,
-                self.data,
-                self.pipeline.vae,
-                self.prompts,
-                seed=0,
-                abnormal_per_batch=2,
-                normal_per_batch=2,
-            )
+            self.images = encode_images(split, root, self.data, self.pipeline.vae)
             rows = list(split[split.role.isin(["shot", "normal"])].itertuples())[:4]
             images = [load_fitted(root, row, self.data.image_size, self.data.fit).image for row in rows]
             self.photographs = to_tensor(np.stack(images))
@@ -150,7 +141,7 @@ class Bench:
 
     def generator(self) -> Callable[[int], int]:
         """One update of the fine-tuning; gives 1."""
-        trainer = GeneratorTrainer(self.pipeline, self.prompts, self.batches, self.settings, self.compute, 0)
+        trainer = GeneratorTrainer(self.pipeline, self.prompts, self.images, self.settings, self.compute, 0)
         if self.like_release:
             read = {attn for level in LEVELS[self.base] for attn in cross_attention_of(self.pipeline.unet, level)}
             copy_all_maps(self.pipeline.unet, read)
@@ -167,7 +158,7 @@ class Bench:
 
     def _rmp_trainer(self) -> RmpTrainer:
         settings = RmpSettings(channels=192 if self.base == "sd" else 96)
-        trainer = RmpTrainer(self.pipeline, self.prompts, self.batches, settings, self.compute, 0)
+        trainer = RmpTrainer(self.pipeline, self.prompts, self.images, settings, self.compute, 0)
         if self.channels_last:
             trainer.network.to(memory_format=torch.channels_last)
         return trainer
@@ -185,7 +176,7 @@ class Bench:
         trainer.features.remove()
         network = trainer.network.eval().requires_grad_(False)
         settings = GenerationSettings(batch_size=10) if self.like_release else GenerationSettings()
-        start = self.batches.start_normals()
+        start = self.images.start_normals()
         sampler = PairSampler(self.pipeline, network, self.prompts, start, settings, self.compute, 0)
 
         def make(step: int) -> int:

@@ -68,7 +68,7 @@ def _of_a_run(flow: Workflow, dataset: str, experiment: str, seed: int) -> Itera
         yield job("index", product, index, log=Path(f"results/logs/{dataset}/index/{product}.log"))
         yield job("split", product, split, index)
         yield job("generator", product, generator, str(base), split, product=product)
-        yield job("rmp", product, rmp, generator, split, product=product)
+        yield job("rmp", product, rmp, generator, product=product)
         shards = flow.shards(dataset, experiment, seed, product)
         for shard in shards:
             name = f"{product}.{Path(shard).name}"

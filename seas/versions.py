@@ -108,8 +108,8 @@ def _of_product(
     inputs = {"base": base, "split": split}
     yield Artifact(path("generator"), "generator", generator_settings.STAGE_VERSION, obeyed, seed, inputs)
 
-    obeyed = flow.parameters(settings, "rmp", "data", stage="rmp")
-    inputs = {"generator": path("generator"), "split": split}
+    obeyed = flow.parameters(settings, "rmp", stage="rmp")
+    inputs = {"generator": path("generator")}
     yield Artifact(path("rmp"), "rmp", rmp_settings.STAGE_VERSION, obeyed, seed, inputs)
 
     obeyed = flow.parameters(settings, "generation", stage="generation")

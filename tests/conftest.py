@@ -121,7 +121,7 @@ def rmp(generator, miniature, tmp_path_factory) -> Path:
     """The mask branch of that generator after a few updates."""
     folder = tmp_path_factory.mktemp("shared") / "rmp" / "washer"
     settings = RmpSettings(updates_per_type=1)
-    train_rmp(generator, miniature.split, miniature.root, settings, miniature.data, ONE_THREAD, 0, output=folder)
+    train_rmp(generator, settings, ONE_THREAD, 0, output=folder)
     return folder
 
 

@@ -370,7 +370,7 @@ class TestWeights:
             ("unet/diffusion_pytorch_model.safetensors", b"damaged", r"spoilt cannot be loaded"),
             ("unet/diffusion_pytorch_model.safetensors", None, r"spoilt', which lacks unet/diffusion"),
             ("prompts.json", b"{", r"prompts\.json is missing or damaged"),
-            ("start_latents.safetensors", b"", r"start_latents\.safetensors cannot be read"),
+            ("encoded_images.safetensors", b"", r"encoded_images\.safetensors cannot be read"),
             ("manifest.json", b"{", r"manifest\.json is damaged"),
             ("manifest.json", None, r"is not a finished artifact: it has no manifest\.json"),
         ],
@@ -420,16 +420,8 @@ class TestSettingsAgainstWeights:
         ends_in_one_sentence(action, r"generator\.anomaly_word: .*does not know 'zyx'", capsys, house / "washer")
 
     def test_a_block_that_the_unet_lacks(self, generator, miniature, house, capsys):
-        action = lambda: train_rmp(  # noqa: E731
-            generator,
-            miniature.split,
-            miniature.root,
-            RmpSettings(unet_blocks=(2, 9)),
-            miniature.data,
-            CPU,
-            0,
-            output=house / "washer",
-        )
+        settings = RmpSettings(unet_blocks=(2, 9))
+        action = lambda: train_rmp(generator, settings, CPU, 0, output=house / "washer")  # noqa: E731
         ends_in_one_sentence(action, r"rmp\.unet_blocks is \[2, 9\]", capsys, house / "washer")
 
     def test_cuda_without_a_gpu(self, tiny_base, miniature, house, capsys):

@@ -26,7 +26,8 @@ from seas.generation.settings import GenerationSettings
 from seas.generator.attention import cross_attention_of
 from seas.generator.batches import TrainingBatches
 from seas.generator.embeddings import NewRows
-from seas.generator.pipeline import load_pipeline, load_start_normals
+from seas.generator.encoded import encode_images, load_encoded
+from seas.generator.pipeline import load_pipeline
 from seas.generator.prompts import Prompts, models_of
 from seas.generator.train import GeneratorTrainer, prompts_of, train_generator
 from seas.images import shrink_mask
@@ -47,17 +48,14 @@ class Bench:
     def __init__(self, base, miniature, generator, rmp) -> None:
         self.base, self.miniature, self.generator, self.rmp = base, miniature, generator, rmp
         self.split = read_table(miniature.split)
-        self.words = len(load_pipeline(base).tokenizer)
-
-    def batches(self, pipeline, prompts) -> TrainingBatches:
-        counts = {"abnormal_per_batch": 2, "normal_per_batch": 2}
-        data = self.miniature.data
-        return TrainingBatches(self.split, self.miniature.root, data, pipeline.vae, prompts, seed=0, **counts)
+        pipeline = load_pipeline(base)
+        self.words = len(pipeline.tokenizer)
+        self.images = encode_images(self.split, miniature.root, miniature.data, pipeline.vae)
 
     def generator_trainer(self, name: str, **changes) -> GeneratorTrainer:
         settings = experiment_settings(name).generator.model_copy(update={"updates_per_type": 2, **changes})
         pipeline, prompts = load_pipeline(self.base), prompts_of(self.split, settings)
-        return GeneratorTrainer(pipeline, prompts, self.batches(pipeline, prompts), settings, CPU, 0)
+        return GeneratorTrainer(pipeline, prompts, self.images, settings, CPU, 0)
 
     def generator_losses(self, name: str, draw: int = 0, **changes) -> dict[str, float]:
         losses = self.generator_trainer(name, **changes).losses(draw)
@@ -66,12 +64,12 @@ class Bench:
     def rmp_trainer(self, name: str) -> RmpTrainer:
         pipeline, prompts = load_pipeline(self.generator), Prompts.load(self.generator)
         settings = experiment_settings(name).rmp.model_copy(update={"updates_per_type": 1})
-        return RmpTrainer(pipeline, prompts, self.batches(pipeline, prompts), settings, CPU, 0)
+        return RmpTrainer(pipeline, prompts, self.images, settings, CPU, 0)
 
     def sampler(self, name: str) -> PairSampler:
         pipeline = load_pipeline(self.generator)
         settings = experiment_settings(name).generation.model_copy(update={"steps": 3, "batch_size": 1})
-        network, start = load_rmp(self.rmp, pipeline), load_start_normals(self.generator)
+        network, start = load_rmp(self.rmp, pipeline), load_encoded(self.generator).start_normals()
         return PairSampler(pipeline, network, Prompts.load(self.generator), start, settings, CPU, 0)
 
 
@@ -163,7 +161,7 @@ def apart(bench: Bench, name: str, tmp_path) -> None:
     assert [Prompts.load(model).types for model in models] == [[anomaly_type] for anomaly_type in types]
     weights = [next(load_pipeline(model).unet.parameters()) for model in models]
     assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
-    train_rmp(generator, *common, settings.rmp.model_copy(update={"updates_per_type": 1}), data, CPU, 0, output=rmp)
+    train_rmp(generator, settings.rmp.model_copy(update={"updates_per_type": 1}), CPU, 0, output=rmp)
     assert sorted(path.name for path in rmp.iterdir() if path.is_dir()) == types
     few = GenerationSettings(pairs_per_type=1, normals=3, steps=3, batch_size=1, redraws=0)
     shares: list[tuple[list[str], str, list[int]]] = []

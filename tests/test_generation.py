@@ -24,7 +24,8 @@ from seas.generation.crop_and_paste import crop_and_paste_product, paste
 from seas.generation.diffusion import generate_product, generate_tree, merge_shards
 from seas.generation.sampler import Generated, PairSampler, first_timestep, sampling_scheduler, timesteps_from
 from seas.generation.settings import GenerationSettings
-from seas.generator.pipeline import encode_prompts, load_pipeline, load_start_normals
+from seas.generator.encoded import load_encoded
+from seas.generator.pipeline import encode_prompts, load_pipeline
 from seas.generator.prompts import Prompts
 from seas.images import Fitted, read_image, read_mask
 from seas.report.cost import ms_an_image, peak_memory
@@ -71,7 +72,7 @@ def tree(generator, rmp, tmp_path_factory):
 def sampler(generator, rmp):
     pipeline = load_pipeline(generator)
     return PairSampler(
-        pipeline, load_rmp(rmp, pipeline), Prompts.load(generator), load_start_normals(generator), FEW, CPU, 0
+        pipeline, load_rmp(rmp, pipeline), Prompts.load(generator), load_encoded(generator).start_normals(), FEW, CPU, 0
     )
 
 

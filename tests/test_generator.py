@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from safetensors import safe_open
 from torch import nn
 
@@ -17,11 +18,13 @@ from seas.generator import train as generator_train
 from seas.generator.attention import AttentionMaps, cross_attention_of, token_maps
 from seas.generator.batches import TrainingBatches
 from seas.generator.embeddings import NewRows, add_tokens, fold_tokens
+from seas.generator.encoded import ENCODED, encode_images, load_encoded
 from seas.generator.losses import DecoupledAnomalyAlignmentLoss, masked_mse, min_max, valid_cells
-from seas.generator.pipeline import encode_prompts, load_pipeline, load_start_normals, save_generator, tokenise
+from seas.generator.pipeline import encode_prompts, load_pipeline, save_generator, tokenise
 from seas.generator.prompts import Prompts, token_ids, token_positions
 from seas.generator.settings import GeneratorSettings
 from seas.generator.train import GeneratorTrainer, prompts_of, train_generator, training_target
+from seas.images import read_image
 from seas.seeding import torch_rng
 from seas.settings import ComputeSettings
 from seas.training import train
@@ -352,9 +355,8 @@ class TestBatches:
     def batches(self, tiny_base, miniature, data=None, **counts):
         split = pd.read_parquet(miniature.split)
         prompts = prompts_of(split, SMALL)
-        counts = {"abnormal_per_batch": 2, "normal_per_batch": 2} | counts
-        vae = load_pipeline(tiny_base).vae
-        return TrainingBatches(split, miniature.root, data or miniature.data, vae, prompts, seed=1, **counts), split
+        encoded = encode_images(split, miniature.root, data or miniature.data, load_pipeline(tiny_base).vae)
+        return TrainingBatches(encoded, prompts, SMALL.model_copy(update=counts), 1), encoded
 
     def test_a_step_is_always_the_same_batch(self, tiny_base, miniature):
         batches, _ = self.batches(tiny_base, miniature)
@@ -371,39 +373,69 @@ class TestBatches:
         assert batch.prompts[2] == "a <ob_1>"
 
     def test_every_image_comes_once_before_any_comes_twice(self, tiny_base, miniature, monkeypatch):
-        batches, split = self.batches(tiny_base, miniature, abnormal_per_batch=1, normal_per_batch=1)
-        shots = int((split.role == "shot").sum())
-        seen = [batches._image_in_turn("shot", number, shots) for number in range(shots)]
-        assert sorted(seen) == list(range(shots))
+        batches, encoded = self.batches(tiny_base, miniature, abnormal_per_batch=1, normal_per_batch=1)
+        for role in ("shot", "normal"):
+            images = list(encoded.rows.index[encoded.rows.role == role])
+            seen = [batches._image_in_turn(role, number) for number in range(len(images))]
+            assert sorted(seen) == images and seen != images
 
     def test_the_latent_is_a_fresh_posterior_sample(self, tiny_base, miniature):
-        batches, split = self.batches(
+        batches, encoded = self.batches(
             tiny_base, miniature, data=miniature.data.model_copy(update={"augmentation": "none"})
         )
-        encoded = batches._encoded["shot"]
         batch = batches.batch(0)
-        image = batches._image_in_turn("shot", 0, len(encoded.rows))
-        distance = (batch.latents[0] / batches._scaling_factor - encoded.mean[image, 0]) / encoded.deviation[image, 0]
+        image = batches._image_in_turn("shot", 0)
+        distance = (batch.latents[0] / encoded.scaling_factor - encoded.mean[image, 0]) / encoded.deviation[image, 0]
         assert distance.abs().max() < 6
         assert 0.5 < distance.std() < 1.5
 
 
+class TestEncodedImages:
+    def encoded(self, tiny_base, miniature, data=None):
+        split = pd.read_parquet(miniature.split)
+        return encode_images(split, miniature.root, data or miniature.data, load_pipeline(tiny_base).vae)
+
+    def test_each_view_is_the_turned_photograph_encoded(self, tiny_base, miniature):
+        encoded, vae = self.encoded(tiny_base, miniature), load_pipeline(tiny_base).vae
+        photograph = read_image(miniature.root / encoded.rows.image[3])
+        small = np.asarray(Image.fromarray(photograph).resize((32, 32), Image.Resampling.LANCZOS))
+        views = [np.rot90(small, turns) for turns in range(4)]
+        views += [np.rot90(np.fliplr(small), turns) for turns in range(4)]
+        for view, image in enumerate(views):
+            pixels = torch.tensor(image.copy()).permute(2, 0, 1)[None] / 127.5 - 1
+            with torch.no_grad():
+                posterior = vae.encode(pixels).latent_dist
+            assert torch.allclose(encoded.mean[3, view], posterior.mean[0], atol=1e-4), view
+            assert torch.allclose(encoded.deviation[3, view], posterior.std[0], atol=1e-4), view
+
+    def test_of_types_keeps_their_shots_and_the_normals(self, tiny_base, miniature):
+        encoded = self.encoded(tiny_base, miniature)
+        kept = sorted(set(encoded.rows.type) - {"good"})[1:]
+        part = encoded.of_types(kept)
+        wanted = [k for k, name in enumerate(encoded.rows.type) if name in {*kept, "good"}]
+        assert len(wanted) < len(encoded.rows)
+        assert list(part.rows.image) == [encoded.rows.image[k] for k in wanted]
+        assert torch.equal(part.mean, encoded.mean[wanted]) and torch.equal(part.mask, encoded.mask[wanted])
+        shots = encoded.rows[encoded.rows.role == "shot"]
+        assert sorted(part.shots_of_types()) == sorted(int((shots.type == name).sum()) for name in kept)
+
+    def test_padding_is_not_valid(self, tiny_base, miniature):
+        encoded = self.encoded(tiny_base, miniature)
+        boxes = encoded.boxes.clone()
+        boxes[2] = torch.tensor([4, 0, 20, 32])
+        valid = encoded._replace(boxes=boxes).valid(2)
+        assert valid[4:24].all() and not valid[:4].any() and not valid[24:].any()
+
+    @pytest.mark.parametrize("role", ["shot", "normal"])
+    def test_nothing_to_train_on(self, tiny_base, miniature, role):
+        split = pd.read_parquet(miniature.split).query("role != @role")
+        with pytest.raises(InputError, match=f"washer: the split has no {role} to train on"):
+            encode_images(split, miniature.root, miniature.data, load_pipeline(tiny_base).vae)
+
+
 class TestTraining:
     def test_one_update_is_eq_4_to_6(self, tiny_base, miniature):
-        pipeline = load_pipeline(tiny_base)
-        split = pd.read_parquet(miniature.split)
-        prompts = prompts_of(split, SMALL)
-        batches = TrainingBatches(
-            split,
-            miniature.root,
-            miniature.data,
-            pipeline.vae,
-            prompts,
-            seed=0,
-            abnormal_per_batch=2,
-            normal_per_batch=2,
-        )
-        trainer = GeneratorTrainer(pipeline, prompts, batches, SMALL, CPU, 0)
+        trainer = self.trainer(tiny_base, miniature)
         losses = trainer.losses(0)
         parts = sum(losses[name] for name in ("da_first", "da_second", "df_mse", "ob_mse"))
         assert float(losses["loss"].detach()) == pytest.approx(float(parts.detach()), rel=1e-6)
@@ -506,6 +538,10 @@ class TestTraining:
         weights = (trainer.pipeline.unet.state_dict().values() for trainer in (whole, second))
         assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
 
+    def test_the_limit_for_each_shot_ends_the_training(self, tiny_base, miniature):
+        shots = (pd.read_parquet(miniature.split).role == "shot").sum()
+        assert self.trainer(tiny_base, miniature, updates_per_type=800, updates_per_shot=3).updates == 3 * shots
+
     @pytest.mark.parametrize(("decay", "share"), [("none", 1.0), ("cosine", 0.5)])
     def test_both_rates_fall_along_half_a_cosine(self, tiny_base, miniature, decay, share):
         trainer = self.trainer(tiny_base, miniature, learning_rate_decay=decay, updates_per_type=2)
@@ -517,9 +553,8 @@ class TestTraining:
         pipeline, split = load_pipeline(tiny_base), pd.read_parquet(miniature.split)
         settings = SMALL.model_copy(update=changes)
         prompts = prompts_of(split, settings)
-        counts = {"abnormal_per_batch": 2, "normal_per_batch": 2}
-        batches = TrainingBatches(split, miniature.root, miniature.data, pipeline.vae, prompts, seed=0, **counts)
-        return GeneratorTrainer(pipeline, prompts, batches, settings, CPU, 0)
+        images = encode_images(split, miniature.root, miniature.data, pipeline.vae)
+        return GeneratorTrainer(pipeline, prompts, images, settings, CPU, 0)
 
     def test_killed_anywhere_and_started_again_gives_the_same_bytes(
         self, tiny_base, miniature, trained, tmp_path, monkeypatch
@@ -643,15 +678,42 @@ class TestTraining:
         for path in trained.rglob("*.json"):
             assert str(tiny_base.parent) not in path.read_text(), path
 
+    def test_it_keeps_the_encoded_images(self, trained, tiny_base, miniature, tmp_path):
+        split, kept = pd.read_parquet(miniature.split), load_encoded(trained)
+        fresh = encode_images(split, miniature.root, miniature.data, load_pipeline(tiny_base).vae)
+        assert kept.rows.equals(fresh.rows)
+        assert list(kept.rows.image) == list(split[split.role.isin(["shot", "normal"])].image)
+        for name in ("mean", "deviation", "mask", "boxes"):
+            assert torch.equal(getattr(kept, name), getattr(fresh, name)), name
+        assert (kept.augmentation, kept.scaling_factor) == (fresh.augmentation, fresh.scaling_factor)
+        fresh.save(tmp_path)
+        (name,) = [file.name for file in tmp_path.iterdir()]
+        assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()
+
     def test_start_normals_are_the_splits(self, trained, miniature):
-        normals = load_start_normals(trained)
+        normals = load_encoded(trained).start_normals()
         split = pd.read_parquet(miniature.split)
         assert normals.names == list(split[split.role == "normal"].image)
         assert normals.boxes.tolist() == [[0, 0, 32, 32]] * len(normals.names)
 
+    def test_damaged_encoded_images(self, trained, tmp_path):
+        with pytest.raises(InputError, match="encoded_images.safetensors cannot be read"):
+            load_encoded(tmp_path)
+        (tmp_path / ENCODED).write_bytes((trained / ENCODED).read_bytes()[:-9])
+        with pytest.raises(InputError, match="encoded_images.safetensors cannot be read"):
+            load_encoded(tmp_path)
+
     def test_no_prompt_no_generator(self, tmp_path):
         with pytest.raises(InputError, match="is no finished generator"):
             Prompts.load(tmp_path)
+
+
+def test_few_shots_shorten_the_training():
+    settings = GeneratorSettings(updates_per_type=800)
+    assert settings.updates([4, 20, 1]) == 2400
+    limited = GeneratorSettings(updates_per_type=800, updates_per_shot=250)
+    assert limited.updates([4, 20, 1]) == 800 + 800 + 250
+    assert limited.updates(iter([3, 3])) == 750 + 750
 
 
 def test_settings_refuse_what_has_no_meaning():

@@ -419,24 +419,22 @@ def test_cost_is_computed_from_what_the_runs_recorded(runs, report):
     run = runs[0]
     kept = {}
     for results in run.products.values():
-        for folder, settings, measured in (
-            (results.generator, "generator", {"updates": 100, "update_seconds": 50.0}),
-            (results.rmp, "rmp", {"updates": 10, "update_seconds": 10.0}),
-            (results.generation, None, {"pairs": 4, "pair_seconds": 2.0}),
+        for folder, trained, measured in (
+            (results.generator, True, {"updates": 100, "update_seconds": 50.0}),
+            (results.rmp, True, {"updates": 10, "update_seconds": 10.0}),
+            (results.generation, False, {"pairs": 4, "pair_seconds": 2.0}),
         ):
             file, text = facts(folder, **measured)
-            kept[file] = file.read_text()
+            kept[file] = file.read_bytes()
             file.write_text(text)
-            if settings:
-                manifest = folder / "manifest.json"
-                kept[manifest] = manifest.read_text()
-                content = json.loads(kept[manifest])
-                content["settings"][settings]["updates_per_type"] = 1800
-                manifest.write_text(json.dumps(content))
+            if trained:
+                losses = folder / "losses.parquet"
+                kept[losses] = losses.read_bytes()
+                write_table(pd.DataFrame({"step": [10, 3600], "loss": [1.0, 1.0]}), losses)
     table = cost([run]).table
-    for file, text in kept.items():
-        file.write_text(text)
-    # two products of two types: 2 · 3,600 updates of 0.5 s and of 1 s; half a second an image
+    for file, content in kept.items():
+        file.write_bytes(content)
+    # two products: 2 · 3,600 updates of 0.5 s and of 1 s; half a second an image
     expected = ["mvtec_ad", "seas", "0", "1", "2", "3", "500", "21", "card"]
     assert table.rows[0] == expected
     assert table.rows[-1][5:7] == ["73", "720"]

@@ -41,7 +41,7 @@ train_generator(base, split, root, GeneratorSettings(updates_per_type=20, attent
     "rmp": """
 from seas.rmp.settings import RmpSettings
 from seas.rmp.train import train_rmp
-train_rmp(generator, split, root, RmpSettings(updates_per_type=20, checkpoint_every=10, channels=96), data, cpu, 0, output=output)
+train_rmp(generator, RmpSettings(updates_per_type=20, checkpoint_every=10, channels=96), cpu, 0, output=output)
 """,
     "generation": """
 from seas.generation.diffusion import generate_product

@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from seas.artifacts import Provenance
 from seas.errors import InputError
-from seas.generator.batches import TrainingBatches
+from seas.generator.encoded import load_encoded
 from seas.generator.pipeline import load_pipeline
 from seas.generator.settings import GeneratorSettings
 from seas.generator.train import train_generator
@@ -525,33 +525,25 @@ def generator(tiny_base, miniature, tmp_path_factory):
 def trained(generator, miniature, tmp_path_factory):
     """A mask branch after a few uninterrupted updates."""
     folder = tmp_path_factory.mktemp("rmp") / miniature.product
-    train_rmp(generator, miniature.split, miniature.root, SMALL, miniature.data, CPU, 0, output=folder)
+    train_rmp(generator, SMALL, CPU, 0, output=folder)
     return folder
 
 
-@pytest.fixture(scope="module")
-def batches(generator, miniature):
-    pipeline, prompts = load_pipeline(generator), rmp_train.Prompts.load(generator)
-    split = pd.read_parquet(miniature.split)
-    return TrainingBatches(
-        split, miniature.root, miniature.data, pipeline.vae, prompts, seed=0, abnormal_per_batch=1, normal_per_batch=1
-    )
-
-
-def trainer_of(generator, batches, **settings):
+def trainer_of(generator, **settings):
     pipeline = load_pipeline(generator)
-    return RmpTrainer(pipeline, rmp_train.Prompts.load(generator), batches, SMALL.model_copy(update=settings), CPU, 0)
+    prompts, images = rmp_train.Prompts.load(generator), load_encoded(generator)
+    return RmpTrainer(pipeline, prompts, images, SMALL.model_copy(update=settings), CPU, 0)
 
 
 @pytest.fixture(scope="module")
-def first_loss(generator, batches):
+def first_loss(generator):
     """The loss of the first batch under the plain settings."""
-    return float(trainer_of(generator, batches).losses(0)["loss"].detach())
+    return float(trainer_of(generator).losses(0)["loss"].detach())
 
 
 class TestTraining:
-    def test_only_the_branch_learns_and_all_of_it(self, generator, batches):
-        trainer = trainer_of(generator, batches)
+    def test_only_the_branch_learns_and_all_of_it(self, generator):
+        trainer = trainer_of(generator)
         trainer.losses(0)["loss"].backward()
         for part in (trainer.pipeline.unet, trainer.pipeline.vae, trainer.pipeline.text_encoder):
             assert all(parameter.grad is None for parameter in part.parameters())
@@ -573,22 +565,22 @@ class TestTraining:
         ],
         ids=lambda settings: next(iter(settings)),
     )
-    def test_each_option_changes_the_loss(self, generator, batches, first_loss, settings):
-        assert float(trainer_of(generator, batches, **settings).losses(0)["loss"].detach()) != first_loss
+    def test_each_option_changes_the_loss(self, generator, first_loss, settings):
+        assert float(trainer_of(generator, **settings).losses(0)["loss"].detach()) != first_loss
 
-    def test_the_same_settings_give_the_same_loss(self, generator, batches, first_loss):
-        assert float(trainer_of(generator, batches).losses(0)["loss"].detach()) == first_loss
+    def test_the_same_settings_give_the_same_loss(self, generator, first_loss):
+        assert float(trainer_of(generator).losses(0)["loss"].detach()) == first_loss
 
-    def test_the_first_weights_depend_on_the_seed_alone(self, generator, batches):
+    def test_the_first_weights_depend_on_the_seed_alone(self, generator):
         state = torch.get_rng_state()
-        first = trainer_of(generator, batches).network.state_dict()
+        first = trainer_of(generator).network.state_dict()
         assert torch.equal(torch.get_rng_state(), state)
         torch.manual_seed(77)
-        again = trainer_of(generator, batches).network.state_dict()
+        again = trainer_of(generator).network.state_dict()
         assert all(torch.equal(first[name], again[name]) for name in first)
 
-    def test_last_fraction_draws_small_timesteps(self, generator, batches, monkeypatch):
-        trainer = trainer_of(generator, batches, timesteps="last_fraction", last_fraction=0.01)
+    def test_last_fraction_draws_small_timesteps(self, generator, monkeypatch):
+        trainer = trainer_of(generator, timesteps="last_fraction", last_fraction=0.01)
         drawn_steps = []
         add_noise = trainer.pipeline.scheduler.add_noise
         monkeypatch.setattr(
@@ -600,8 +592,8 @@ class TestTraining:
             trainer.losses(draw)
         assert 0 <= min(drawn_steps) < max(drawn_steps) < 10
 
-    def test_accumulation_is_the_mean_of_its_batches(self, generator, batches):
-        trainer, single = trainer_of(generator, batches, gradient_accumulation=2), trainer_of(generator, batches)
+    def test_accumulation_is_the_mean_of_its_batches(self, generator):
+        trainer, single = trainer_of(generator, gradient_accumulation=2), trainer_of(generator)
         single.network.train()
         expected = (single.losses(2)["loss"] + single.losses(3)["loss"]) / 2
         assert float(trainer.update(1)["loss"]) == pytest.approx(float(expected.detach()))
@@ -622,7 +614,7 @@ class TestTraining:
             return update(trainer, step)
 
         output = tmp_path / miniature.product
-        arguments = (generator, miniature.split, miniature.root, SMALL, miniature.data, CPU, 0)
+        arguments = (generator, SMALL, CPU, 0)
         monkeypatch.setattr(RmpTrainer, "update", dies)
         with pytest.raises(KeyboardInterrupt):
             train_rmp(*arguments, output=output)
@@ -633,16 +625,14 @@ class TestTraining:
         assert (output / "manifest.json").read_text() == (trained / "manifest.json").read_text()
         assert list(tmp_path.iterdir()) == [output]
 
-    def test_the_folder(self, trained, generator, miniature):
+    def test_the_folder(self, trained, generator):
         names = {path.name for path in trained.iterdir()}
         assert names == {"rmp.safetensors", "config.json", "losses.parquet", "manifest.json", "run.json"}
         losses = pd.read_parquet(trained / "losses.parquet")
         assert list(losses.columns[:2]) == ["step", "loss"]
         assert losses.step.iloc[-1] == SMALL.updates_per_type * 3
         manifest = json.loads((trained / "manifest.json").read_text())
-        assert (
-            manifest["inputs"] == Provenance.of("", 1, {}, 0, {"generator": generator, "split": miniature.split}).inputs
-        )
+        assert manifest["inputs"] == Provenance.of("", 1, {}, 0, {"generator": generator}).inputs
 
 
 class TestLoading:

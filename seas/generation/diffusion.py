@@ -13,7 +13,8 @@ from seas.errors import InputError
 from seas.generation.sampler import PairSampler
 from seas.generation.settings import STAGE_VERSION, GenerationSettings
 from seas.generation.tree import TABLE, write_generated, write_images_table
-from seas.generator.pipeline import load_pipeline, load_start_normals
+from seas.generator.encoded import load_encoded
+from seas.generator.pipeline import load_pipeline
 from seas.generator.prompts import Prompts, models_of
 from seas.rmp.train import load_rmp
 from seas.settings import ComputeSettings
@@ -134,7 +135,7 @@ def generate_tree(
         pipeline = load_pipeline(model, device)
         branch = rmp if model == generator or rmp is None else rmp / model.name
         network = load_rmp(branch, pipeline, device) if branch else None
-        sampler = PairSampler(pipeline, network, prompts, load_start_normals(model), settings, compute, seed)
+        sampler = PairSampler(pipeline, network, prompts, load_encoded(model).start_normals(), settings, compute, seed)
         for name, indices in shares.items():
             _make(sampler, name, indices, pieces, f"generation {prompts.product} {name}")
     rows = [

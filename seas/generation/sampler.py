@@ -11,7 +11,8 @@ from torch import Tensor
 
 from seas.errors import InputError
 from seas.generation.settings import GenerationSettings
-from seas.generator.pipeline import StartNormals, encode_prompts
+from seas.generator.encoded import StartNormals
+from seas.generator.pipeline import encode_prompts
 from seas.generator.prompts import Prompts
 from seas.images import to_uint8
 from seas.rmp.features import UnetFeatures, latents_to_decode, vae_features

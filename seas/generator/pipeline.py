@@ -1,34 +1,16 @@
-"""A finished generator, loaded: the pipeline, its learned tokens, and the normals that generation starts from."""
+"""The pipeline of a base or a generator: loaded, saved, and what it makes of prompts."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from seas.artifacts import link_or_copy, write_json
+from seas.artifacts import link_or_copy
 from seas.base.model import load_base
-from seas.errors import InputError
 
-START_LATENTS = "start_latents.safetensors"
-START_NAMES = "start_normals.json"
 VAE_WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-class StartNormals(NamedTuple):
-    """The training normals as generation needs them.
-
-    latents: (n, C, h, w), posterior means times the scaling factor. boxes: (n, 4), the part of each
-    fitted image that is no padding: top, left, height, width in pixels. names: their paths in the dataset.
-    """
-
-    latents: Tensor
-    boxes: Tensor
-    names: list[str]
 
 
 def load_pipeline(folder: Path, device: torch.device | str = "cpu") -> StableDiffusionPipeline:
@@ -71,22 +53,3 @@ def encode_prompts(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) ->
     unique = sorted(set(prompts))
     encoded = dict(zip(unique, pipeline.text_encoder(tokenise(pipeline, unique).to(pipeline.device))[0], strict=True))
     return torch.stack([encoded[prompt] for prompt in prompts])
-
-
-def save_start_normals(normals: StartNormals, folder: Path) -> None:
-    """Write the start normals into a generator's folder."""
-    save_file({"latents": normals.latents.contiguous(), "boxes": normals.boxes}, folder / START_LATENTS)
-    write_json(normals.names, folder / START_NAMES)
-
-
-def load_start_normals(folder: Path) -> StartNormals:
-    """Read the start normals of a generator.
-
-    Raises InputError when they are missing or damaged.
-    """
-    folder = Path(folder)
-    try:
-        tensors = load_file(folder / START_LATENTS)
-        return StartNormals(tensors["latents"], tensors["boxes"], json.loads((folder / START_NAMES).read_text()))
-    except Exception as fault:
-        raise InputError(f"{folder / START_LATENTS} cannot be read: {fault}") from None

@@ -4,12 +4,12 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from seas.settings import StationSettings, setting
+from seas.settings import TrainerSettings, setting
 
-STAGE_VERSION = 5
+STAGE_VERSION = 6
 
 
-class GeneratorSettings(StationSettings):
+class GeneratorSettings(TrainerSettings):
     """Separation and Sharing fine-tuning (Sec. 3.2)."""
 
     prompt: Literal["unbalanced", "typical"] = setting(
@@ -41,14 +41,6 @@ class GeneratorSettings(StationSettings):
     trained_embeddings: Literal["new_rows", "all"] = setting(
         "new_rows", "rows of the embedding table that train", source="Sec. 3.2; released code: all"
     )
-    updates_per_type: int = setting(
-        800, "optimizer updates for each anomaly type of the product", source="Sec. A.2", ge=1
-    )
-    gradient_accumulation: int = setting(1, "batches of one update", source="ours; released code: 2", ge=1)
-    abnormal_per_batch: int = setting(
-        2, "abnormal images of a batch, any types mixed", source="Sec. A.2", unit="images", ge=1
-    )
-    normal_per_batch: int = setting(2, "normal images of a batch", source="Sec. A.2", unit="images", ge=1)
     unet_learning_rate: float = setting(4e-6, "AdamW's rate for the U-Net", source="Sec. A.2", gt=0)
     embedding_learning_rate: float = setting(4e-5, "AdamW's rate for the embeddings", source="Sec. A.2", gt=0)
     learning_rate_decay: Literal["none", "cosine"] = setting(
@@ -88,7 +80,6 @@ class GeneratorSettings(StationSettings):
     offload_optimizer: bool = setting(
         False, "keep gradients, moments and master weights in the CPU's memory and update there", source="ours"
     )
-    checkpoint_every: int = setting(400, "updates between two checkpoints", unit="updates", source="ours", ge=1)
 
     @model_validator(mode="after")
     def _layers_are_levels(self) -> "GeneratorSettings":

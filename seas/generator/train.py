@@ -15,8 +15,9 @@ from seas.data.settings import DataSettings
 from seas.generator.attention import AttentionMaps
 from seas.generator.batches import Batch, TrainingBatches
 from seas.generator.embeddings import add_tokens, fold_tokens
+from seas.generator.encoded import EncodedImages, encode_images
 from seas.generator.losses import DecoupledAnomalyAlignmentLoss, masked_mse, valid_cells
-from seas.generator.pipeline import load_pipeline, save_generator, save_start_normals, tokenise
+from seas.generator.pipeline import load_pipeline, save_generator, tokenise
 from seas.generator.prompts import Prompts, token_ids, token_positions
 from seas.generator.settings import STAGE_VERSION, GeneratorSettings
 from seas.seeding import torch_rng
@@ -39,7 +40,7 @@ def train_generator(
     """Fine-tune the base on the split's shots and normals, and write the generator's folder.
 
     The folder is what ``StableDiffusionPipeline.from_pretrained`` loads, with prompts.json (the learned
-    tokens), the encoded training normals and losses.parquet beside the pipeline's parts. Trained in bf16, it is saved
+    tokens), the encoded training images and losses.parquet beside the pipeline's parts. Trained in bf16, it is saved
     in fp16. Without ``mixed_training`` it holds such a folder for each type.
 
     Raises InputError for a base that cannot be loaded or does not fit the settings.
@@ -51,21 +52,13 @@ def train_generator(
     }
     provenance = Provenance.of("generator", STAGE_VERSION, obeyed, seed, {"base": base, "split": split})
     samples = read_table(split)
+    encoded = encode_images(samples, root, data, load_pipeline(base, device).vae)
 
     def trained(rows: pd.DataFrame, working: Path) -> Callable[[Path], pd.DataFrame]:
         pipeline = load_pipeline(base, device)
         prompts = prompts_of(rows, settings)
-        batches = TrainingBatches(
-            rows,
-            root,
-            data,
-            pipeline.vae,
-            prompts,
-            seed=seed,
-            abnormal_per_batch=settings.abnormal_per_batch,
-            normal_per_batch=settings.normal_per_batch,
-        )
-        trainer = GeneratorTrainer(pipeline, prompts, batches, settings, compute, seed)
+        images = encoded.of_types(prompts.types)
+        trainer = GeneratorTrainer(pipeline, prompts, images, settings, compute, seed)
         losses = train(
             trainer.update,
             trainer.updates,
@@ -80,7 +73,7 @@ def train_generator(
         def save(folder: Path) -> pd.DataFrame:
             save_generator(pipeline, base, folder, half=compute.precision == "bf16")
             prompts.save(folder)
-            save_start_normals(batches.start_normals(), folder)
+            images.save(folder)
             return losses
 
         return save
@@ -124,13 +117,15 @@ class GeneratorTrainer:
         self,
         pipeline,
         prompts: Prompts,
-        batches: TrainingBatches,
+        images: EncodedImages,
         settings: GeneratorSettings,
         compute: ComputeSettings,
         seed: int,
     ) -> None:
-        self.pipeline, self.prompts, self.batches = pipeline, prompts, batches
+        self.pipeline, self.prompts = pipeline, prompts
         self.settings, self.compute, self.seed = settings, compute, seed
+        self.batches = TrainingBatches(images, prompts, settings, seed)
+        self.updates = settings.updates(images.shots_of_types())
         self.device = pipeline.device
         self.embeddings = add_tokens(
             pipeline, prompts, normal_word=settings.normal_word, anomaly_word=settings.anomaly_word
@@ -174,11 +169,6 @@ class GeneratorTrainer:
         for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * share
         return accumulated_update(self.losses, step, self.settings.gradient_accumulation, self.optimizer)
-
-    @property
-    def updates(self) -> int:
-        """How many updates a whole training has."""
-        return self.settings.updates_per_type * len(self.prompts.types)
 
     def losses(self, draw: int) -> dict[str, Tensor]:
         """The losses of one batch: L_df = L_DA + MSE on the abnormal images, L_ob = MSE on the normals.

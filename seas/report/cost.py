@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from seas.artifacts import read_manifest, run_facts
-from seas.generator.prompts import Prompts, models_of
+from seas.artifacts import read_table, run_facts
 from seas.report.page import Block
 from seas.report.runs import ReportedRun
 from seas.report.tables import MISSING, TextTable, paper_results
+from seas.training import LOSSES
 
 
 def cost(runs: Sequence[ReportedRun]) -> Block:
@@ -21,14 +21,8 @@ def cost(runs: Sequence[ReportedRun]) -> Block:
     rows = []
     for run in runs:
         generators = [results.generator for results in run.products.values()]
-        types = [sum(len(Prompts.load(model).types) for model in models_of(folder)) for folder in generators]
-        hours = [
-            sum(
-                hours_of(getattr(results, stage), stage, count)
-                for results, count in zip(run.products.values(), types, strict=True)
-            )
-            for stage in ("generator", "rmp")
-        ]
+        branches = [results.rmp for results in run.products.values()]
+        hours = [sum(map(hours_of, folders)) for folders in (generators, branches)]
         images = [results.generation for results in run.products.values()]
         peak = max((peak_memory(folder) for folder in [*generators, *images]), default=np.nan)
         devices = sorted({str(run_facts(folder).get("device", MISSING)) for folder in [*generators, *images]})
@@ -55,12 +49,13 @@ def cost(runs: Sequence[ReportedRun]) -> Block:
     return Block("Cost", sentences, TextTable(headings, rows))
 
 
-def hours_of(folder: Path, stage: str, types: int) -> float:
+def hours_of(folder: Path) -> float:
     """Hours of one product's training; NaN where no update was timed."""
     measured = run_facts(folder).get("measured", {})
     if not measured.get("updates"):
         return np.nan
-    updates = read_manifest(folder)["settings"][stage]["updates_per_type"] * types
+    losses = sorted(folder.glob(f"*/{LOSSES}")) or [folder / LOSSES]  # of each type's model, or of the one of all types
+    updates = sum(read_table(file).step.iloc[-1] for file in losses)
     return measured["update_seconds"] / measured["updates"] * updates / 3600
 
 

@@ -4,22 +4,14 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from seas.settings import StationSettings, setting
+from seas.settings import TrainerSettings, setting
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 
 
-class RmpSettings(StationSettings):
+class RmpSettings(TrainerSettings):
     """Refined Mask Prediction (Sec. 3.3)."""
 
-    updates_per_type: int = setting(
-        800, "optimizer updates for each anomaly type of the product", unit="updates", source="Sec. A.2", ge=1
-    )
-    gradient_accumulation: int = setting(1, "batches of one update", source="ours; released code: 2", ge=1)
-    abnormal_per_batch: int = setting(
-        2, "abnormal images of a batch, any types mixed", source="Sec. A.2", unit="images", ge=1
-    )
-    normal_per_batch: int = setting(2, "normal images of a batch", source="Sec. A.2", unit="images", ge=1)
     learning_rate: float = setting(5e-4, "AdamW's constant rate", source="Sec. A.2", gt=0)
     weight_decay: float = setting(0.01, "AdamW's decay", source="released code", ge=0)
     channels: int = setting(
@@ -77,7 +69,6 @@ class RmpSettings(StationSettings):
     )
     coarse_supervision: bool = setting(True, "Eq. 7's terms at the latent's size", source="Eq. 7, Tab. 6")
     normal_supervision: bool = setting(True, "Eq. 7's terms of the normal images", source="Eq. 7, Tab. 16")
-    checkpoint_every: int = setting(400, "updates between two checkpoints", unit="updates", source="ours", ge=1)
 
     @field_validator("unet_blocks")
     @classmethod

@@ -11,10 +11,10 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from seas.artifacts import Provenance, read_table, write_json
-from seas.data.settings import DataSettings
+from seas.artifacts import Provenance, write_json
 from seas.errors import InputError
 from seas.generator.batches import TrainingBatches
+from seas.generator.encoded import EncodedImages, load_encoded
 from seas.generator.pipeline import encode_prompts, load_pipeline
 from seas.generator.prompts import Prompts, models_of
 from seas.rmp.features import UnetFeatures, latents_to_decode, vae_features
@@ -31,17 +31,14 @@ CONFIG = "config.json"
 
 def train_rmp(
     generator: Path,
-    split: Path,
-    root: Path,
     settings: RmpSettings,
-    data: DataSettings,
     compute: ComputeSettings,
     seed: int,
     *,
     output: Path,
     tensorboard: Path | None = None,
 ) -> None:
-    """Train the mask branch on a generator's frozen networks, and write its folder.
+    """Train the mask branch on a generator's frozen networks and encoded images, and write its folder.
 
     The folder holds rmp.safetensors, config.json (what ``load_rmp`` rebuilds it from) and losses.parquet; of a
     generator with a model for each type, such a folder for each type.
@@ -49,29 +46,18 @@ def train_rmp(
     Raises InputError for a generator that cannot be loaded or does not fit the settings.
     """
     device = prepare_device(compute)
-    obeyed = {
-        name: part.model_dump(mode="json") for name, part in (("rmp", settings), ("data", data), ("compute", compute))
-    }
-    provenance = Provenance.of("rmp", STAGE_VERSION, obeyed, seed, {"generator": generator, "split": split})
-    samples, models = read_table(split), models_of(generator)
+    obeyed = {name: part.model_dump(mode="json") for name, part in (("rmp", settings), ("compute", compute))}
+    provenance = Provenance.of("rmp", STAGE_VERSION, obeyed, seed, {"generator": generator})
+    models = models_of(generator)
 
     def trained(model: Path, working: Path) -> Callable[[Path], pd.DataFrame]:
         pipeline = load_pipeline(model, device)
         prompts = Prompts.load(model)
-        batches = TrainingBatches(
-            samples[samples.type.isin([*prompts.types, "good"])],
-            root,
-            data,
-            pipeline.vae,
-            prompts,
-            seed=seed,
-            abnormal_per_batch=settings.abnormal_per_batch,
-            normal_per_batch=settings.normal_per_batch,
-        )
-        trainer = RmpTrainer(pipeline, prompts, batches, settings, compute, seed)
+        images = load_encoded(model)
+        trainer = RmpTrainer(pipeline, prompts, images, settings, compute, seed)
         losses = train(
             trainer.update,
-            settings.updates_per_type * len(prompts.types),
+            settings.updates(images.shots_of_types()),
             trainer.state,
             working=working,
             label=" ".join(["rmp", prompts.product, *([] if model == generator else prompts.types)]),
@@ -96,13 +82,14 @@ class RmpTrainer:
         self,
         pipeline: StableDiffusionPipeline,
         prompts: Prompts,
-        batches: TrainingBatches,
+        images: EncodedImages,
         settings: RmpSettings,
         compute: ComputeSettings,
         seed: int,
     ) -> None:
-        self.pipeline, self.batches, self.settings = pipeline, batches, settings
+        self.pipeline, self.settings = pipeline, settings
         self.compute, self.seed, self.device = compute, seed, pipeline.device
+        self.batches = TrainingBatches(images, prompts, settings, seed)
         # Layers draw their first weights from the global generator: seeded for this block alone.
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed_of(seed, "rmp weights"))

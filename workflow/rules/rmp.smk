@@ -4,7 +4,6 @@ from seas.rmp import settings as rmp_settings
 rule rmp:
     input:
         generator=lambda wc: flow.folder(wc.dataset, wc.experiment, wc.seed, "generator") + f"/{wc.product}",
-        split=lambda wc: flow.split(**wc),
     output:
         directory("results/{dataset}/{experiment}/seed{seed}/rmp/{product}"),
     log:
@@ -14,8 +13,7 @@ rule rmp:
         **asked("rmp"),
         gpu=lambda wc: flow.gpus(wc.dataset, wc.experiment),
     params:
-        settings=lambda wc: flow.parameters(flow.settings(wc.dataset, wc.experiment), "rmp", "data", stage="rmp"),
-        root=lambda wc: str(flow.datasets[wc.dataset].root),
+        settings=lambda wc: flow.parameters(flow.settings(wc.dataset, wc.experiment), "rmp", stage="rmp"),
         stage_version=rmp_settings.STAGE_VERSION,
     script:
         "../scripts/rmp.py"

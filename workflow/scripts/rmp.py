@@ -3,7 +3,6 @@ from pathlib import Path
 from seas.jobs import job
 
 with job(snakemake.log[0]):
-    from seas.data.settings import DataSettings
     from seas.rmp.settings import RmpSettings
     from seas.rmp.train import train_rmp
     from seas.settings import ComputeSettings
@@ -11,10 +10,7 @@ with job(snakemake.log[0]):
     settings = snakemake.params.settings
     train_rmp(
         Path(snakemake.input.generator),
-        Path(snakemake.input.split),
-        Path(snakemake.params.root),
         RmpSettings(**settings["rmp"]),
-        DataSettings(**settings["data"]),
         ComputeSettings(**settings["compute"]),
         int(snakemake.wildcards.seed),
         output=Path(snakemake.output[0]),

@@ -1,0 +1,129 @@
+"""The training images as the frozen VAE sees them: encoded once, for a generator, its mask branch and generation."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from diffusers import AutoencoderKL
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from seas.data.settings import DataSettings
+from seas.errors import InputError
+from seas.images import SYMMETRIES, augment, load_fitted, to_tensor, valid_box
+from seas.training import progress
+
+ENCODED = "encoded_images.safetensors"
+_TENSORS = ("mean", "deviation", "mask", "boxes")
+_METADATA = "images"  # one key: the order of several would change a file's bytes from run to run
+
+
+class StartNormals(NamedTuple):
+    """The training normals as generation needs them.
+
+    latents: (n, C, h, w), posterior means times the scaling factor. boxes: (n, 4), the part of each fitted image that is
+    no padding: top, left, height, width in pixels. names: their paths in the dataset.
+    """
+
+    latents: Tensor
+    boxes: Tensor
+    names: list[str]
+
+
+class EncodedImages(NamedTuple):
+    """The n shots and normals of a split, under each symmetry of its augmentation.
+
+    rows: table of n rows with role ("shot" or "normal"), type and image. mean, deviation: (n, symmetries, C, h, w), of the
+    posterior, not scaled. mask: bool (n, S, S). boxes: (n, 4), as of ``StartNormals``. augmentation: as in
+    ``data.augmentation``. scaling_factor: the VAE's.
+    """
+
+    rows: pd.DataFrame
+    mean: Tensor
+    deviation: Tensor
+    mask: Tensor
+    boxes: Tensor
+    augmentation: str
+    scaling_factor: float
+
+    def valid(self, image: int) -> np.ndarray:
+        """bool (S, S), False on an image's padding."""
+        top, left, height, width = self.boxes[image].tolist()
+        valid = np.zeros(self.mask.shape[1:], bool)
+        valid[top : top + height, left : left + width] = True
+        return valid
+
+    def shots_of_types(self) -> list[int]:
+        """How many shots each anomaly type has."""
+        return self.rows[self.rows.role == "shot"].type.value_counts().tolist()
+
+    def of_types(self, types: Sequence[str]) -> "EncodedImages":
+        """The shots of some types, and all normals."""
+        chosen = np.flatnonzero(self.rows.type.isin([*types, "good"]))
+        rows = self.rows.iloc[chosen].reset_index(drop=True)
+        tensors = (getattr(self, name)[chosen] for name in _TENSORS)
+        return EncodedImages(rows, *tensors, self.augmentation, self.scaling_factor)
+
+    def start_normals(self) -> StartNormals:
+        """The normals without augmentation, for generation to start from."""
+        normal = np.flatnonzero(self.rows.role == "normal")
+        latents = self.mean[normal, 0] * self.scaling_factor
+        return StartNormals(latents, self.boxes[normal], list(self.rows.image[normal]))
+
+    def save(self, folder: Path) -> None:
+        """Write them into a generator's folder."""
+        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
+        about = {"augmentation": self.augmentation, "scaling_factor": self.scaling_factor}
+        about["rows"] = self.rows.to_dict("list")
+        save_file(tensors, folder / ENCODED, {_METADATA: json.dumps(about)})
+
+
+def encode_images(split: pd.DataFrame, root: Path, data: DataSettings, vae: AutoencoderKL) -> EncodedImages:
+    """Encode the shots and normals of a product's split, whose images lie below ``root``.
+
+    Raises InputError when the split has no shot or no normal, and for an image that cannot be read.
+    """
+    product = split["product"].iloc[0]
+    for role in ("shot", "normal"):
+        if not (split.role == role).any():
+            raise InputError(f"{product}: the split has no {role} to train on")
+    kept = split[split.role.isin(["shot", "normal"])]
+    means, deviations, masks, boxes = [], [], [], []
+    for row in progress(list(kept.itertuples()), f"encode {product}"):
+        fitted = load_fitted(root, row, data.image_size, data.fit)
+        images = torch.stack([to_tensor(augment(fitted.image, turn)) for turn in SYMMETRIES[data.augmentation]])
+        with torch.no_grad():
+            posterior = vae.encode(images.to(vae.device)).latent_dist
+        means.append(posterior.mean.float().cpu())
+        deviations.append(posterior.std.float().cpu())
+        masks.append(torch.from_numpy(fitted.mask))
+        boxes.append(valid_box(fitted.valid))
+    return EncodedImages(
+        kept[["role", "type", "image"]].reset_index(drop=True),
+        torch.stack(means),
+        torch.stack(deviations),
+        torch.stack(masks),
+        torch.tensor(boxes),
+        data.augmentation,
+        vae.config.scaling_factor,
+    )
+
+
+def load_encoded(folder: Path) -> EncodedImages:
+    """The encoded images of a generator.
+
+    Raises InputError when they are missing or damaged.
+    """
+    path = Path(folder) / ENCODED
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = [file.get_tensor(name) for name in _TENSORS]
+            about = json.loads(file.metadata()[_METADATA])
+        return EncodedImages(pd.DataFrame(about["rows"]), *tensors, about["augmentation"], about["scaling_factor"])
+    except Exception as fault:
+        raise InputError(f"{path} cannot be read: {fault}") from None
