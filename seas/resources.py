@@ -5,7 +5,6 @@ Measured means: run.json of the demo's stages, or ``ru_maxrss`` where a stage le
 is said of them is derived from bytes a parameter, or is a goal that nobody has measured.
 """
 
-import sys
 from typing import Any, NamedTuple
 
 SNAKEMAKE_MB = 600
@@ -137,9 +136,7 @@ def work(stage: str, settings: Any, *, types: int, parameters: int, tested: int 
     if stage in ("generator", "rmp"):
         trained = getattr(settings, stage)
         pixels = (trained.abnormal_per_batch + trained.normal_per_batch) * side**2
-        # How many images a third is, nobody has counted yet: no limit for each shot then.
-        shots = sys.maxsize if settings.data.shots == "third" else settings.data.shots
-        updates, models = trained.updates([shots] * types), 1 if settings.generator.mixed_training else types
+        updates, models = trained.updates_per_type * types, 1 if settings.generator.mixed_training else types
         steps = updates * trained.gradient_accumulation
         offloaded = stage == "generator" and settings.generator.offload_optimizer
         return Work(stage, device, steps, pixels, 1, parameters, models, precision, updates, offloaded)

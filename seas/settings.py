@@ -1,6 +1,5 @@
 """What the settings classes of all stations have in common."""
 
-from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -38,22 +37,9 @@ class TrainerSettings(StationSettings):
     updates_per_type: int = setting(
         800, "optimizer updates for each anomaly type of the product", unit="updates", source="Sec. A.2", ge=1
     )
-    updates_per_shot: int | None = setting(
-        None,
-        "at most so many updates for each shot of a type, since few shots that are drawn too often are copied; none: no limit",
-        unit="updates",
-        source="ours",
-        ge=1,
-    )
     gradient_accumulation: int = setting(1, "batches of one update", source="ours; released code: 2", ge=1)
     abnormal_per_batch: int = setting(
         2, "abnormal images of a batch, any types mixed", source="Sec. A.2", unit="images", ge=1
     )
     normal_per_batch: int = setting(2, "normal images of a batch", source="Sec. A.2", unit="images", ge=1)
     checkpoint_every: int = setting(400, "updates between two checkpoints", unit="updates", source="ours", ge=1)
-
-    def updates(self, shots: Iterable[int]) -> int:
-        """Updates of a whole training; ``shots`` holds the number of shots of each anomaly type."""
-        if self.updates_per_shot is None:
-            return self.updates_per_type * len(list(shots))
-        return sum(min(self.updates_per_type, self.updates_per_shot * count) for count in shots)

@@ -138,8 +138,8 @@ def apart(bench: Bench, name: str, tmp_path) -> None:
     seen: dict[str, set[str]] = {}
 
     class Noting(TrainingBatches):
-        def batch(self, step):
-            batch = super().batch(step)
+        def batch(self, *steps):
+            batch = super().batch(*steps)
             seen.setdefault(" ".join(self._prompts.types), set()).update(batch.types)
             if len(seen) == 2 and not resumed:
                 raise KeyboardInterrupt

@@ -22,7 +22,14 @@ from seas.generation import sampler as sampler_module
 from seas.generation.by_hand import generate_by_hand
 from seas.generation.crop_and_paste import crop_and_paste_product, paste
 from seas.generation.diffusion import generate_product, generate_tree, merge_shards
-from seas.generation.sampler import Generated, PairSampler, first_timestep, sampling_scheduler, timesteps_from
+from seas.generation.sampler import (
+    Generated,
+    PairSampler,
+    first_timestep,
+    on_background,
+    sampling_scheduler,
+    timesteps_from,
+)
 from seas.generation.settings import GenerationSettings
 from seas.generator.encoded import load_encoded
 from seas.generator.pipeline import encode_prompts, load_pipeline
@@ -369,6 +376,44 @@ class TestSampler:
             assert torch.allclose(latents, now.sqrt() * clean + (1 - now).sqrt() * noise, atol=1e-3)
             latents = scheduler.step(now.sqrt() * noise - (1 - now).sqrt() * clean, timestep, latents).prev_sample
         assert torch.allclose(latents, clean, atol=1e-3)
+
+
+class TestBackground:
+    def test_inside_the_mask_it_is_the_images_far_from_it_the_backgrounds(self):
+        image, background = np.full((64, 64, 3), 200, np.uint8), np.full((64, 64, 3), 100, np.uint8)
+        mask = np.zeros((64, 64), bool)
+        mask[20:30, 20:30] = True
+        joined = on_background(image, mask, background)
+        assert (joined[20:30, 20:30] > 195).all()
+        assert (joined[:13] == 100).all() and (joined[:, 37:] == 100).all()
+        edge = joined[25, 30:38, 0].astype(int)
+        assert (np.diff(edge) <= 0).all() and edge[0] > 180 and edge[-1] == 100
+        assert edge[1] - 150 == pytest.approx(150 - edge[2], abs=5), "half of each two pixels outside of the mask"
+
+    def test_without_a_mask_nothing_of_the_image_is_left(self):
+        image, background = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+        assert (on_background(image, np.zeros((32, 32), bool), background) == background).all()
+        assert (on_background(image, np.ones((32, 32), bool), background) == image).all()
+
+    def test_pairs_lie_on_their_normals_and_normals_are_generated(self, sampler, miniature, monkeypatch):
+        left = torch.zeros(2, 32, 32)
+        left[:, :, :10] = 1
+        monkeypatch.setattr(sampler, "_mask", lambda *_: left)
+        plain = {name: sampler.make(name, [(0, 0)])[0] for name in ("rust", "good")}
+        sampler.settings = FEW.model_copy(update={"background": "photographed"})
+        laid = {name: sampler.make(name, [(0, 0)])[0] for name in ("rust", "good")}
+        assert (laid["good"].image == plain["good"].image).all()
+        assert (laid["rust"].mask == plain["rust"].mask).all()
+        photograph = Image.fromarray(read_image(miniature.root / plain["rust"].source_normal))
+        fitted = np.asarray(photograph.resize((32, 32), Image.Resampling.LANCZOS))
+        expected = on_background(plain["rust"].image, plain["rust"].mask, fitted)
+        assert (laid["rust"].image == expected).all()
+        assert (laid["rust"].image[:, :9] == plain["rust"].image[:, :9]).all()
+        assert (laid["rust"].image[:, 13:] == fitted[:, 13:]).all()
+
+    def test_it_needs_a_normal(self):
+        with pytest.raises(ValueError, match="background 'photographed' needs an initial_signal"):
+            GenerationSettings(background="photographed", initial_signal=0)
 
 
 class TestRedraws:

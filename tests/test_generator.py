@@ -416,8 +416,6 @@ class TestEncodedImages:
         assert len(wanted) < len(encoded.rows)
         assert list(part.rows.image) == [encoded.rows.image[k] for k in wanted]
         assert torch.equal(part.mean, encoded.mean[wanted]) and torch.equal(part.mask, encoded.mask[wanted])
-        shots = encoded.rows[encoded.rows.role == "shot"]
-        assert sorted(part.shots_of_types()) == sorted(int((shots.type == name).sum()) for name in kept)
 
     def test_padding_is_not_valid(self, tiny_base, miniature):
         encoded = self.encoded(tiny_base, miniature)
@@ -538,9 +536,25 @@ class TestTraining:
         weights = (trainer.pipeline.unet.state_dict().values() for trainer in (whole, second))
         assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
 
-    def test_the_limit_for_each_shot_ends_the_training(self, tiny_base, miniature):
-        shots = (pd.read_parquet(miniature.split).role == "shot").sum()
-        assert self.trainer(tiny_base, miniature, updates_per_type=800, updates_per_shot=3).updates == 3 * shots
+    def test_the_limit_for_each_shot_spreads_them_evenly(self, tiny_base, miniature):
+        shots = list(pd.read_parquet(miniature.split).query("role == 'shot'").type)
+        updates = 3 * len(shots)  # of 3 types
+        trainer = self.trainer(tiny_base, miniature, updates_per_type=len(shots), updates_per_shot=1)
+        batches = [trainer._scheduled(draw) for draw in range(updates)]
+        with_shots = [draw for draw, batch in enumerate(batches) if batch.is_abnormal.any()]
+        assert with_shots == list(range(2, updates, 3))
+        assert all((~batch.is_abnormal).sum() == 2 for batch in batches)
+        drawn = [name for batch in batches for name in batch.types if name != "good"]
+        assert sorted(drawn) == sorted(2 * shots), "each shot comes once before any comes twice"
+        normals = trainer.batches.batch(4)
+        assert torch.equal(batches[4].latents, normals.latents[~normals.is_abnormal])
+        losses = trainer.losses(0)
+        assert losses["df_mse"] == losses["da_first"] == 0 < float(losses["ob_mse"].detach())
+
+    def test_a_limit_that_is_not_reached_changes_nothing(self, tiny_base, miniature):
+        trainer = self.trainer(tiny_base, miniature, updates_per_type=2, updates_per_shot=50)
+        for draw in range(6):
+            assert torch.equal(trainer._scheduled(draw).latents, trainer.batches.batch(draw).latents)
 
     @pytest.mark.parametrize(("decay", "share"), [("none", 1.0), ("cosine", 0.5)])
     def test_both_rates_fall_along_half_a_cosine(self, tiny_base, miniature, decay, share):
@@ -683,7 +697,7 @@ class TestTraining:
         fresh = encode_images(split, miniature.root, miniature.data, load_pipeline(tiny_base).vae)
         assert kept.rows.equals(fresh.rows)
         assert list(kept.rows.image) == list(split[split.role.isin(["shot", "normal"])].image)
-        for name in ("mean", "deviation", "mask", "boxes"):
+        for name in ("mean", "deviation", "image", "mask", "boxes"):
             assert torch.equal(getattr(kept, name), getattr(fresh, name)), name
         assert (kept.augmentation, kept.scaling_factor) == (fresh.augmentation, fresh.scaling_factor)
         fresh.save(tmp_path)
@@ -706,14 +720,6 @@ class TestTraining:
     def test_no_prompt_no_generator(self, tmp_path):
         with pytest.raises(InputError, match="is no finished generator"):
             Prompts.load(tmp_path)
-
-
-def test_few_shots_shorten_the_training():
-    settings = GeneratorSettings(updates_per_type=800)
-    assert settings.updates([4, 20, 1]) == 2400
-    limited = GeneratorSettings(updates_per_type=800, updates_per_shot=250)
-    assert limited.updates([4, 20, 1]) == 800 + 800 + 250
-    assert limited.updates(iter([3, 3])) == 750 + 750
 
 
 def test_settings_refuse_what_has_no_meaning():

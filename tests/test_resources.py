@@ -66,13 +66,6 @@ def test_the_generator_at_the_papers_size():
     assert minutes(job) == round(20 + 2 * 4000 * 0.06 / 60)
 
 
-@pytest.mark.parametrize(("shots", "updates"), [("third", 2400), (2, 3 * 500), (7, 2400)])
-def test_a_limit_for_each_shot_counts_where_their_number_is_set(shots, updates):
-    settings = Settings(data={"shots": shots}, generator={"updates_per_type": 800, "updates_per_shot": 250})
-    job = work("generator", settings, types=3, parameters=SD)
-    assert (job.steps, job.counted) == (updates, updates)
-
-
 def test_an_offloaded_optimizer_lies_in_the_hosts_memory():
     settings = Settings(generator={"offload_optimizer": True})
     plain, offloaded = (memory_mb(work("generator", given, types=5, parameters=SD)) for given in (PAPER, settings))

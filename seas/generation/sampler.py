@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from scipy.ndimage import binary_dilation, gaussian_filter
 from torch import Tensor
 
 from seas.errors import InputError
@@ -57,6 +58,17 @@ def sampling_scheduler(config, sampler: str) -> DPMSolverMultistepScheduler:
     return DPMSolverMultistepScheduler.from_config(
         config, algorithm_type="dpmsolver++", solver_order=1 if sampler == "ddim" else 2, timestep_spacing="linspace"
     )
+
+
+def on_background(image: np.ndarray, mask: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """The image inside of its mask, softly going over into the background: a 32nd of the side around it is the image's, too.
+
+    image, background: uint8 (S, S, 3). mask: bool (S, S). Without a mask all is background.
+    """
+    margin = max(1, round(len(mask) / 32))
+    kept = binary_dilation(mask, iterations=margin).astype(np.float32)
+    kept = gaussian_filter(kept, margin / 2)[..., None]
+    return (kept * image + (1 - kept) * background).round().astype(np.uint8)
 
 
 class PairSampler:
@@ -129,7 +141,7 @@ class PairSampler:
         anomalous = np.zeros(images.shape[:3], bool)
         if masks:
             anomalous = (torch.stack(masks).mean(0) > settings.threshold).cpu().numpy()
-        return [self._cut(images[k], anomalous[k], sources[k]) for k in range(len(wanted))]
+        return [self._finished(images[k], anomalous[k], sources[k], pair=not normal) for k in range(len(wanted))]
 
     def _context(self, prompts: tuple[str, ...]) -> Tensor:
         """The embeddings of ``prompts``, (len(prompts), T, C), computed once for all batches."""
@@ -161,8 +173,10 @@ class PairSampler:
             logits = self.rmp(unet_maps, vae_maps).refined
         return logits.float().softmax(1)[:, 1]
 
-    def _cut(self, image: np.ndarray, mask: np.ndarray, source: int) -> Generated:
-        """Without the padding of the drawn normal: the generator learned the product inside such a padding."""
+    def _finished(self, image: np.ndarray, mask: np.ndarray, source: int, *, pair: bool) -> Generated:
+        """On its background, without the padding of the drawn normal: the generator learned the product inside such a padding."""
+        if pair and self.settings.background == "photographed":
+            image = on_background(image, mask, self.start.images[source].numpy())
         top, left, height, width = self.start.boxes[source].tolist()
         part = (slice(top, top + height), slice(left, left + width))
         return Generated(image[part], mask[part], self.start.names[source] if self.settings.initial_signal else "")

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from seas.settings import StationSettings, setting
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 CROP_AND_PASTE_STAGE_VERSION = 1
 AUTOMATIC = {"cpu": 8, "cuda": 64}
 """Images made at once where batch_size is auto; on a GPU the number is halved until they fit into its memory."""
@@ -38,6 +38,11 @@ class GenerationSettings(StationSettings):
         "of_signal",
         "where the steps begin: at the timestep whose √ᾱ is initial_signal, or at the last whatever the signal",
         source="ours; released code: last",
+    )
+    background: Literal["generated", "photographed"] = setting(
+        "generated",
+        "a pair's image outside of its mask: as generated, or the photographed normal that it starts from",
+        source="ours",
     )
     threshold: float = setting(0.2, "mask threshold τ on the anomaly's probability", source="Tab. 18", gt=0, lt=1)
     mask_steps: int = setting(3, "last steps whose predicted masks are averaged", unit="steps", source="Sec. A.2", ge=1)
@@ -71,4 +76,10 @@ class GenerationSettings(StationSettings):
     def _masks_have_their_steps(self) -> "GenerationSettings":
         if self.mask_steps > self.steps:
             raise ValueError(f"mask_steps is {self.mask_steps}, but there are only {self.steps} steps")
+        return self
+
+    @model_validator(mode="after")
+    def _a_photographed_background_starts_the_image(self) -> "GenerationSettings":
+        if self.background == "photographed" and not self.initial_signal:
+            raise ValueError("background 'photographed' needs an initial_signal: with 0 no normal starts the image")
         return self

@@ -56,14 +56,15 @@ class TrainingBatches:
         self._counts = {"shot": settings.abnormal_per_batch, "normal": settings.normal_per_batch}
         self._images = {role: np.flatnonzero(encoded.rows.role == role) for role in self._counts}
 
-    def batch(self, step: int) -> Batch:
-        """The batch of one step."""
+    def batch(self, step: int, shot_step: int | None = None) -> Batch:
+        """The batch of one step; its shots are those that come in turn at ``shot_step``, the same unless it is given."""
+        turns = {"shot": step if shot_step is None else shot_step, "normal": step}
         encoded, draws = self._encoded, rng(self._seed, "augmentation", step)
         shared = [draw_augmentation(draws, encoded.augmentation) for _ in range(max(self._counts.values()))]
         latents, masks, valids, types = [], [], [], []
         for role, count in self._counts.items():
             for slot in range(count):
-                image = self._image_in_turn(role, step * count + slot)
+                image = self._image_in_turn(role, turns[role] * count + slot)
                 turn = shared[slot]
                 view = SYMMETRIES[encoded.augmentation].index(turn)
                 noise = torch.randn(

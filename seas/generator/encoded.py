@@ -19,18 +19,19 @@ from seas.images import SYMMETRIES, augment, load_fitted, to_tensor, valid_box
 from seas.training import progress
 
 ENCODED = "encoded_images.safetensors"
-_TENSORS = ("mean", "deviation", "mask", "boxes")
+_TENSORS = ("mean", "deviation", "image", "mask", "boxes")
 _METADATA = "images"  # one key: the order of several would change a file's bytes from run to run
 
 
 class StartNormals(NamedTuple):
     """The training normals as generation needs them.
 
-    latents: (n, C, h, w), posterior means times the scaling factor. boxes: (n, 4), the part of each fitted image that is
-    no padding: top, left, height, width in pixels. names: their paths in the dataset.
+    latents: (n, C, h, w), posterior means times the scaling factor. images: uint8 (n, S, S, 3), fitted. boxes: (n, 4), the
+    part of each fitted image that is no padding: top, left, height, width in pixels. names: their paths in the dataset.
     """
 
     latents: Tensor
+    images: Tensor
     boxes: Tensor
     names: list[str]
 
@@ -39,13 +40,14 @@ class EncodedImages(NamedTuple):
     """The n shots and normals of a split, under each symmetry of its augmentation.
 
     rows: table of n rows with role ("shot" or "normal"), type and image. mean, deviation: (n, symmetries, C, h, w), of the
-    posterior, not scaled. mask: bool (n, S, S). boxes: (n, 4), as of ``StartNormals``. augmentation: as in
+    posterior, not scaled. image: uint8 (n, S, S, 3). mask: bool (n, S, S). boxes: (n, 4), as of ``StartNormals``. augmentation: as in
     ``data.augmentation``. scaling_factor: the VAE's.
     """
 
     rows: pd.DataFrame
     mean: Tensor
     deviation: Tensor
+    image: Tensor
     mask: Tensor
     boxes: Tensor
     augmentation: str
@@ -58,10 +60,6 @@ class EncodedImages(NamedTuple):
         valid[top : top + height, left : left + width] = True
         return valid
 
-    def shots_of_types(self) -> list[int]:
-        """How many shots each anomaly type has."""
-        return self.rows[self.rows.role == "shot"].type.value_counts().tolist()
-
     def of_types(self, types: Sequence[str]) -> "EncodedImages":
         """The shots of some types, and all normals."""
         chosen = np.flatnonzero(self.rows.type.isin([*types, "good"]))
@@ -73,7 +71,7 @@ class EncodedImages(NamedTuple):
         """The normals without augmentation, for generation to start from."""
         normal = np.flatnonzero(self.rows.role == "normal")
         latents = self.mean[normal, 0] * self.scaling_factor
-        return StartNormals(latents, self.boxes[normal], list(self.rows.image[normal]))
+        return StartNormals(latents, self.image[normal], self.boxes[normal], list(self.rows.image[normal]))
 
     def save(self, folder: Path) -> None:
         """Write them into a generator's folder."""
@@ -93,7 +91,7 @@ def encode_images(split: pd.DataFrame, root: Path, data: DataSettings, vae: Auto
         if not (split.role == role).any():
             raise InputError(f"{product}: the split has no {role} to train on")
     kept = split[split.role.isin(["shot", "normal"])]
-    means, deviations, masks, boxes = [], [], [], []
+    means, deviations, photographs, masks, boxes = [], [], [], [], []
     for row in progress(list(kept.itertuples()), f"encode {product}"):
         fitted = load_fitted(root, row, data.image_size, data.fit)
         images = torch.stack([to_tensor(augment(fitted.image, turn)) for turn in SYMMETRIES[data.augmentation]])
@@ -101,12 +99,14 @@ def encode_images(split: pd.DataFrame, root: Path, data: DataSettings, vae: Auto
             posterior = vae.encode(images.to(vae.device)).latent_dist
         means.append(posterior.mean.float().cpu())
         deviations.append(posterior.std.float().cpu())
+        photographs.append(torch.from_numpy(fitted.image))
         masks.append(torch.from_numpy(fitted.mask))
         boxes.append(valid_box(fitted.valid))
     return EncodedImages(
         kept[["role", "type", "image"]].reset_index(drop=True),
         torch.stack(means),
         torch.stack(deviations),
+        torch.stack(photographs),
         torch.stack(masks),
         torch.tensor(boxes),
         data.augmentation,

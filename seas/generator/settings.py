@@ -27,6 +27,14 @@ class GeneratorSettings(TrainerSettings):
         "images of a batch: both kinds, or one kind in the first half of the updates and the other in the second",
         source="Sec. 3.2, Tab. 12; the halves: ours",
     )
+    updates_per_shot: int | None = setting(
+        None,
+        "updates for each shot whose batches hold shots, evenly among the others, whose batches hold normals alone; "
+        "few shots that are drawn too often are copied; none: each batch holds shots",
+        unit="updates",
+        source="ours",
+        ge=1,
+    )
     anomaly_tokens: int = setting(4, "learned anomaly tokens <df> of each type (N)", source="Sec. 3.2, Tab. 9", ge=1)
     normal_tokens: int = setting(1, "learned normal tokens <ob> of the product (N')", source="Sec. 3.2, Tab. 9", ge=1)
     prompt_commas: bool = setting(

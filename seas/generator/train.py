@@ -125,7 +125,9 @@ class GeneratorTrainer:
         self.pipeline, self.prompts = pipeline, prompts
         self.settings, self.compute, self.seed = settings, compute, seed
         self.batches = TrainingBatches(images, prompts, settings, seed)
-        self.updates = settings.updates(images.shots_of_types())
+        self.updates = settings.updates_per_type * len(prompts.types)
+        shots = int((images.rows.role == "shot").sum())
+        self.updates_with_shots = min(self.updates, (settings.updates_per_shot or self.updates) * shots)
         self.device = pipeline.device
         self.embeddings = add_tokens(
             pipeline, prompts, normal_word=settings.normal_word, anomaly_word=settings.anomaly_word
@@ -175,7 +177,7 @@ class GeneratorTrainer:
 
         A kind of images that the schedule leaves out of the batch has losses of 0.
         """
-        batch = self._scheduled(self.batches.batch(draw), draw)
+        batch = self._scheduled(draw)
         scheduler = self.pipeline.scheduler
         latents = batch.latents.to(self.device)
         random = torch_rng(self.seed, "noise", draw)
@@ -210,8 +212,12 @@ class GeneratorTrainer:
         self.pipeline.unet.disable_gradient_checkpointing()
         self.pipeline.unet.requires_grad_(False).eval()
 
-    def _scheduled(self, batch: Batch, draw: int) -> Batch:
-        """The batch, or the images of it that the schedule trains on at this draw."""
+    def _scheduled(self, draw: int) -> Batch:
+        """The batch of a draw, or those of its images that the schedule and the limit for each shot let train."""
+        with_shots, after = (number * self.updates_with_shots // self.updates for number in (draw, draw + 1))
+        batch = self.batches.batch(draw, with_shots)
+        if with_shots == after:
+            return batch.only(abnormal=False)
         if self.settings.schedule == "mixed":
             return batch
         first_half = 2 * draw < self.updates * self.settings.gradient_accumulation

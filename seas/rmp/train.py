@@ -53,11 +53,10 @@ def train_rmp(
     def trained(model: Path, working: Path) -> Callable[[Path], pd.DataFrame]:
         pipeline = load_pipeline(model, device)
         prompts = Prompts.load(model)
-        images = load_encoded(model)
-        trainer = RmpTrainer(pipeline, prompts, images, settings, compute, seed)
+        trainer = RmpTrainer(pipeline, prompts, load_encoded(model), settings, compute, seed)
         losses = train(
             trainer.update,
-            settings.updates(images.shots_of_types()),
+            settings.updates_per_type * len(prompts.types),
             trainer.state,
             working=working,
             label=" ".join(["rmp", prompts.product, *([] if model == generator else prompts.types)]),
