@@ -1,13 +1,16 @@
 """Results on disk: written under a temporary name, renamed when whole, and carrying their origin.
 
-A table that is an artifact of its own carries its manifest in the parquet file's metadata; the hash of its
-content is that of the table as csv. A folder artifact holds two files beside its content:
+A folder artifact holds two files beside its content:
 
 ``manifest.json``
     a function of its inputs alone: stage, stage_version, settings, seed, hashes of the
     inputs and of every file of the content;
 ``run.json``
     what differs from run to run (wall time, peak memory, device, versions, commit); never an input.
+
+A table that is an artifact of its own carries its manifest in the parquet file's metadata; the hash of its content is
+that of the table as csv. The tables of metrics carry their run's facts there, too. Index and split do not: they are hashed
+as files, and equal inputs give equal bytes.
 """
 
 import hashlib
@@ -36,8 +39,8 @@ MANIFEST = "manifest.json"
 RUN = "run.json"
 TABLE = "table"
 """The name of a table's content in its manifest."""
-_MANIFEST_KEY = b"seas"
-"""The name of a table's manifest in the parquet file's metadata."""
+_MANIFEST_KEY, _RUN_KEY = b"seas", b"seas_run"
+"""The names of a table's manifest and of its run's facts in the parquet file's metadata."""
 STARTED = time.time()
 """When this process began its stage: a job of the workflow is one process."""
 MEASURED: Counter[str] = Counter()
@@ -48,6 +51,7 @@ RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "snakemake")
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes; of a folder artifact, that of its manifest; of another folder, of its names and sizes.
 
+    Of a table that carries its run's facts it is that of its manifest, too: the facts are never an input.
     Hidden files do not count: a download of Stable Diffusion leaves a cache of its own that differs between machines.
     """
     path = Path(path)
@@ -57,6 +61,8 @@ def sha256(path: Path) -> str:
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     if path.is_dir():
         path = path / MANIFEST
+    elif path.suffix == ".parquet" and run_facts(path):
+        return hashlib.sha256(_carried(path)[_MANIFEST_KEY]).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -227,10 +233,12 @@ def _run_facts() -> dict[str, Any]:
 
 
 def run_facts(artifact: Path) -> dict[str, Any]:
-    """What run.json tells of the making of a folder artifact; nothing where it is missing or damaged."""
+    """What run.json, or a table, tells of the making of an artifact; nothing where it is missing or damaged."""
+    artifact = Path(artifact)
     try:
-        return json.loads((Path(artifact) / RUN).read_text())
-    except (OSError, ValueError):
+        text = _carried(artifact).get(_RUN_KEY, "{}") if artifact.is_file() else (artifact / RUN).read_text()
+        return json.loads(text)
+    except (OSError, ValueError, InputError):
         return {}
 
 
@@ -270,8 +278,13 @@ def has_manifest(table: Path) -> bool:
 
     Raises InputError when it cannot be read.
     """
+    return _MANIFEST_KEY in _carried(table)
+
+
+def _carried(table: Path) -> dict[bytes, bytes]:
+    """The metadata of a parquet file."""
     try:
-        return _MANIFEST_KEY in (pq.read_schema(table).metadata or {})
+        return pq.read_schema(table).metadata or {}
     except (OSError, ValueError) as fault:
         raise InputError(f"the table {table} cannot be read: {fault}") from None
 
@@ -279,7 +292,7 @@ def has_manifest(table: Path) -> bool:
 def _manifest_of_table(path: Path) -> dict[str, Any]:
     if not has_manifest(path):
         raise InputError(f"{path} is not a finished artifact: it carries no manifest")
-    return json.loads(pq.read_schema(path).metadata[_MANIFEST_KEY])
+    return json.loads(_carried(path)[_MANIFEST_KEY])
 
 
 def damage(artifact: Path) -> str | None:
@@ -312,13 +325,17 @@ def json_text(content: Any) -> str:
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
-def write_table(table: pd.DataFrame, path: Path, provenance: Provenance | None = None) -> None:
-    """Write a table as parquet; with ``provenance`` when it is an artifact of its own."""
+def write_table(table: pd.DataFrame, path: Path, provenance: Provenance | None = None, *, facts: bool = False) -> None:
+    """Write a table as parquet; with ``provenance`` when it is an artifact of its own.
+
+    With ``facts`` such an artifact carries its run's, too, and its bytes differ from run to run.
+    """
     content = pa.Table.from_pandas(table, preserve_index=False)
     if provenance:
         manifest = asdict(provenance) | {"content": {TABLE: _hash_of_table(content.to_pandas())}}
-        metadata = {**content.schema.metadata, _MANIFEST_KEY: json.dumps(manifest, sort_keys=True).encode()}
-        content = content.replace_schema_metadata(metadata)
+        carried = {_MANIFEST_KEY: manifest} | ({_RUN_KEY: _run_facts()} if facts else {})
+        texts = {key: json.dumps(value, sort_keys=True).encode() for key, value in carried.items()}
+        content = content.replace_schema_metadata(content.schema.metadata | texts)
     with writing_file(path) as partial:
         pq.write_table(content, partial)
 

@@ -1,6 +1,6 @@
 """What a run costs before it is begun: jobs, hours, disk and the longest path, from settings and the times of steps.
 
-The seconds of a step come from finished stages of the same configuration (their run.json) where there are some with
+The seconds of a step come from finished stages of the same configuration (``run_facts``) where there are some with
 the same device; else from ``seas.resources``, where each is a measurement on a CPU, a goal or a guess. The page says
 which.
 """

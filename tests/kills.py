@@ -9,7 +9,6 @@ It prints a table, and ends with status 1 when an artifact differs, is damaged, 
 """
 
 import argparse
-import hashlib
 import os
 import random
 import re
@@ -25,7 +24,7 @@ from pathlib import Path
 import yaml
 from test_workflow import command, contents, make_house
 
-from seas.artifacts import damage, has_manifest
+from seas.artifacts import damage, has_manifest, sha256
 from seas.runs import LOCK, alive_holder
 from slurm import processes_in
 
@@ -58,11 +57,11 @@ def stages_of(session: int) -> dict[int, str]:
 
 
 def fingerprint(house: Path) -> dict:
-    """What has to be equal: the hashes of all contents, the tables' bytes, and metrics.json."""
+    """What has to be equal: the hashes of all contents, of the tables, and of metrics.json."""
     results = house / "results"
     files = [*results.glob("*/data/*.parquet"), *results.glob("*/*/*/split/*.parquet")]
     files += [*results.glob("*/*/*/metrics/*.parquet"), results / "metrics.json"]
-    return contents(house) | {str(f.relative_to(house)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    return contents(house) | {str(file.relative_to(house)): sha256(file) for file in files}
 
 
 def faults(house: Path, wanted: dict) -> list[str]:

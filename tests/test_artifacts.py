@@ -1,10 +1,12 @@
 """Artifacts: whole or absent, and carrying what they are made of."""
 
 import errno
+import hashlib
 import json
 import os
 import stat
 import subprocess
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from seas import artifacts
 from seas.artifacts import (
+    MEASURED,
     Provenance,
     damage,
     has_manifest,
@@ -182,6 +186,36 @@ def test_a_table_carries_its_manifest(tmp_path):
     assert not has_manifest(path)
     with pytest.raises(InputError, match="carries no manifest"):
         read_manifest(path)
+
+
+def test_a_table_tells_of_its_run_beside_its_manifest(tmp_path, monkeypatch):
+    paths = first, second, other = [tmp_path / f"{name}.parquet" for name in ("first", "second", "other")]
+    for path, value, seconds in zip(paths, (1, 1, 2), (7000, 50, 50), strict=True):
+        monkeypatch.setattr(artifacts, "STARTED", time.time() - seconds)
+        monkeypatch.setitem(MEASURED, "pairs", seconds)
+        write_table(pd.DataFrame({"a": [value]}), path, MADE, facts=True)
+    make(tmp_path / "folder")
+    facts = run_facts(first)
+    assert facts.keys() == run_facts(tmp_path / "folder").keys()
+    assert facts["wall_seconds"] == pytest.approx(7000, abs=50) and facts["measured"] == {"pairs": 7000}
+    # Neither its content nor what follows from it knows of the run.
+    assert first.read_bytes() != second.read_bytes()
+    assert read_manifest(first) == read_manifest(second) != read_manifest(other)
+    assert sha256(first) == sha256(second) != sha256(other)
+    pd.testing.assert_frame_equal(read_table(first), read_table(second))
+    assert damage(first) is None
+    write_table(pd.DataFrame({"a": [1]}), second, MADE)
+    assert read_manifest(first) == read_manifest(second)
+
+
+def test_what_tells_nothing_of_its_run(tmp_path):
+    make(tmp_path / "folder")
+    (tmp_path / "folder/run.json").unlink()
+    write_table(pd.DataFrame({"a": [1]}), table := tmp_path / "table.parquet", MADE)
+    (damaged := tmp_path / "damaged.parquet").write_bytes(b"abc")
+    for path in (tmp_path / "folder", table, damaged, tmp_path / "missing", tmp_path / "missing.parquet"):
+        assert run_facts(path) == {}
+    assert sha256(table) == hashlib.sha256(table.read_bytes()).hexdigest() and sha256(damaged) == ABC
 
 
 def test_damage_names_the_file(tmp_path):

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from seas import artifacts
 from seas.data import mvtec_ad
 from seas.data.check import check_dataset
-from seas.data.index import fitted_anomalies, index_samples, split_product
+from seas.data.index import fitted_anomalies, index_product, index_samples, split_product
 from seas.data.miniature import TYPES, miniature_image, write_miniature
 from seas.data.settings import DataSettings
 from seas.data.split import split_samples
@@ -205,6 +206,16 @@ class TestIndex:
         (dataset / "bolt/groups.csv").write_text("image,group\ntest/cut/7.png,x\n")
         with pytest.raises(InputError, match=r"groups\.csv names the image 'test/cut/7\.png'"):
             split_product(tmp_path / "index.parquet", data, 0, **arguments)
+
+    def test_equal_photographs_give_equal_bytes(self, dataset, tmp_path, monkeypatch):
+        data, files = DataSettings(image_size=16), []
+        for name in ("first", "second"):
+            index, split = (tmp_path / name / f"{table}.parquet" for table in ("index", "split"))
+            monkeypatch.setattr(artifacts, "STARTED", len(files))  # another run
+            index_product(dataset, "mvtec_ad", "bolt", output=index)
+            split_product(index, data, 0, root=dataset, output=split)
+            files.append((index.read_bytes(), split.read_bytes()))
+        assert files[0] == files[1]
 
     def test_a_defect_that_fitting_cuts_away_is_an_error(self, dataset, tmp_path):
         mask = np.zeros((20, 30), bool)

@@ -16,6 +16,7 @@ from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from seas import weights
+from seas.artifacts import run_facts
 from seas.data.settings import DataSettings
 from seas.errors import InputError
 from seas.images import to_tensor, write_image, write_mask
@@ -481,6 +482,13 @@ def test_the_protocol_records_what_was_counted(measured):
         "images=4; size=32; reference=train_shots; references=3; cap=140; scored_clusters=1"
     )
     assert protocol(table, "kid") == "subset_size=2; real=2; generated=2; size=32"
+
+
+def test_the_table_tells_of_its_run(measured, tmp_path):
+    measured()
+    facts = run_facts(tmp_path / "metrics/disc.parquet")
+    assert facts["device"] == "cpu" and facts["peak_memory_mib"] > 100 and facts["wall_seconds"] > 0
+    assert {"versions", "commit"} <= facts.keys()
 
 
 def test_all_real_images_can_be_the_references(measured):

@@ -6,10 +6,12 @@ import socket
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
-from seas import runs
+from seas import artifacts, runs
+from seas.artifacts import Provenance, write_table
 from seas.config import Workflow
 from seas.cost import cost_page, disk_bytes, longest_path, rates_of_finished, seconds
 from seas.plan import planned
@@ -117,6 +119,15 @@ class TestCost:
         assert finished == {("generator", "cpu"): 2.0}
         assert seconds(jobs[RUN / "generator/nut"], finished) == 40 + 1000 * 2.0
         assert rates_of_finished(planned(flow(compute={"device": "cuda"}))) == {}
+
+    def test_a_table_of_metrics_tells_it_too(self, flow, monkeypatch):
+        path, origin = RUN / "metrics/bolt.parquet", Provenance("metrics", 1, {}, 0, {})
+        write_table(pd.DataFrame({"a": [1]}), path, origin)
+        assert rates_of_finished(planned(flow())) == {}
+        monkeypatch.setattr(artifacts, "STARTED", time.time() - 6000)
+        write_table(pd.DataFrame({"a": [1]}), path, origin, facts=True)
+        # 20 pairs of each of two types, and 20 normals
+        assert rates_of_finished(planned(flow())) == {("metrics", "cpu"): pytest.approx(100, rel=0.01)}
 
     def test_the_page_says_where_its_numbers_come_from(self, flow):
         finish(RUN / "rmp/bolt", wall_seconds=160)

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from seas import artifacts as artifact_files
 from seas import runs, versions
 from seas.artifacts import Provenance, damage, read_manifest, stale, write_table, writing_folder
 from seas.compare import changed_settings, compare, difference
@@ -50,7 +51,7 @@ def make(workflow: Workflow) -> None:
         origin = artifact.stage, artifact.stage_version, artifact.settings, artifact.seed, artifact.inputs
         if artifact.path.suffix:
             shots = pd.DataFrame({"type": ["dent"], "role": ["shot"]})
-            write_table(shots, artifact.path, Provenance.of(*origin))
+            write_table(shots, artifact.path, Provenance.of(*origin), facts=artifact.stage == "metrics")
         else:
             with writing_folder(artifact.path, Provenance.of(*origin)) as folder:
                 (folder / "weights").write_text(str(artifact.path))
@@ -158,6 +159,20 @@ def test_another_input_is_named(project):
     found = set_apart(flow())
     assert split.path in found.fresh
     assert found.aside[RUN / "generator/bolt"] == f"it was made from another {split.path}"
+
+
+def test_a_table_of_metrics_that_another_run_made_is_the_same_input(project, monkeypatch):
+    make(flow())
+    (table,) = (artifact for artifact in artifacts(flow()) if artifact.stage == "metrics")
+    before = table.path.read_bytes()
+    monkeypatch.setattr(artifact_files, "STARTED", 0.0)
+    origin = Provenance.of(table.stage, table.stage_version, table.settings, table.seed, table.inputs)
+    shots = pd.DataFrame({"type": ["dent"], "role": ["shot"]})
+    write_table(shots, table.path, origin, facts=True)
+    assert table.path.read_bytes() != before
+    assert Path("results/report") in set_apart(flow()).fresh
+    write_table(shots.assign(role="test"), table.path, origin, facts=True)
+    assert set_apart(flow()).aside == {Path("results/report"): f"it was made from another {table.path}"}
 
 
 def test_nothing_is_set_aside_or_recorded_while_a_run_is_at_work(project):

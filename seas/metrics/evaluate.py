@@ -108,7 +108,8 @@ def evaluate_product(
     }
     inputs = {"generation": generation, "split": split}
     provenance = Provenance.of("metrics", STAGE_VERSION, obeyed, seed, inputs)
-    write_table(table.assign(experiment=experiment, trained_on="", seed=seed)[RESULT_COLUMNS], output, provenance)
+    table = table.assign(experiment=experiment, trained_on="", seed=seed)[RESULT_COLUMNS]
+    write_table(table, output, provenance, facts=True)
 
 
 @dataclass(frozen=True)
