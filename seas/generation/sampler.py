@@ -60,15 +60,27 @@ def sampling_scheduler(config, sampler: str) -> DPMSolverMultistepScheduler:
     )
 
 
-def on_background(image: np.ndarray, mask: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """The image inside of its mask, softly going over into the background: a 32nd of the side around it is the image's, too.
+FARTHEST = 1e-3
+"""The share of the ring in what surrounds a pixel below which the mean of the whole ring counts more than what is near."""
 
-    image, background: uint8 (S, S, 3). mask: bool (S, S). Without a mask all is background.
+
+def on_background(image: np.ndarray, mask: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """The image inside of its mask, with its surroundings' colours shifted to the background's, softly going over into it.
+
+    A 32nd of the side around the mask is the image's, too. The shift is the mean difference on the ring around this, where it
+    is near; deep inside a large mask that of the whole ring. Without a ring there is none; without a mask all is background.
+
+    image, background: uint8 (S, S, 3). mask: bool (S, S).
     """
     margin = max(1, round(len(mask) / 32))
-    kept = binary_dilation(mask, iterations=margin).astype(np.float32)
-    kept = gaussian_filter(kept, margin / 2)[..., None]
-    return (kept * image + (1 - kept) * background).round().astype(np.uint8)
+    kept = binary_dilation(mask, iterations=margin)
+    ring = (binary_dilation(kept, iterations=2 * margin) & ~kept).astype(np.float32)[..., None]
+    difference = ring * (background.astype(np.float32) - image)
+    near, weight = (gaussian_filter(values, 2 * margin, axes=(0, 1)) for values in (difference, ring))
+    anywhere = difference.sum((0, 1)) / max(ring.sum(), 1)
+    shift = (near + FARTHEST * anywhere) / (weight + FARTHEST)
+    share = gaussian_filter(kept.astype(np.float32), margin / 2)[..., None]
+    return (share * (image + shift) + (1 - share) * background).round().clip(0, 255).astype(np.uint8)
 
 
 class PairSampler:
