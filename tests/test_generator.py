@@ -536,16 +536,18 @@ class TestTraining:
         weights = (trainer.pipeline.unet.state_dict().values() for trainer in (whole, second))
         assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
 
-    def test_the_limit_for_each_shot_spreads_them_evenly(self, tiny_base, miniature):
+    def test_the_limit_for_each_shot_spreads_them_evenly(self, tiny_base, miniature, monkeypatch):
         shots = list(pd.read_parquet(miniature.split).query("role == 'shot'").type)
         updates = 3 * len(shots)  # of 3 types
         trainer = self.trainer(tiny_base, miniature, updates_per_type=len(shots), updates_per_shot=1)
+        turn, turns = trainer.batches._image_in_turn, []
+        monkeypatch.setattr(trainer.batches, "_image_in_turn", lambda *of: turns.append(of) or turn(*of))
         batches = [trainer._scheduled(draw) for draw in range(updates)]
+        trained = [turns[4 * draw + slot] for draw in range(2, updates, 3) for slot in (0, 1)]
+        assert trained == [("shot", number) for number in range(2 * len(shots))], "not one after the other"
         with_shots = [draw for draw, batch in enumerate(batches) if batch.is_abnormal.any()]
         assert with_shots == list(range(2, updates, 3))
         assert all((~batch.is_abnormal).sum() == 2 for batch in batches)
-        drawn = [name for batch in batches for name in batch.types if name != "good"]
-        assert sorted(drawn) == sorted(2 * shots), "each shot comes once before any comes twice"
         normals = trainer.batches.batch(4)
         assert torch.equal(batches[4].latents, normals.latents[~normals.is_abnormal])
         losses = trainer.losses(0)
