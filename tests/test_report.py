@@ -517,6 +517,15 @@ def test_gains_are_paired_by_seed():
     ]
 
 
+def test_gains_over_crop_and_paste():
+    arms = {"real": "crop_and_paste", "real+generated": "generated"}
+    scores = scores_by_shots().assign(trained_on=lambda rows: rows.trained_on.map(arms))
+    assert shots.gains(scores) == [
+        "generated pairs less crop and paste, paired by seed, mean (range): "
+        "+1.00 (-2.00 to +4.00) with 1; +2.00 (+1.00 to +3.00) with 8 shots."
+    ]
+
+
 def test_experiments_that_differ_in_the_shots_alone_share_a_part(runs, tmp_path):
     fewer = write_run(tmp_path / "fewer", ["bottle", "carpet"], 0)
     for product in fewer.products.values():

@@ -12,7 +12,13 @@ from seas.report.runs import ReportedRun
 from seas.report.tables import TextTable, metric_label, shown
 
 METRICS = (("pixel", "ap"), ("pixel", "iou"))
-COMPARED = (("real+generated", "real"), ("real+generated", "real+crop_and_paste"), ("generated", "real"))
+COMPARED = (
+    ("real+generated", "real"),
+    ("real+generated", "real+crop_and_paste"),
+    ("generated", "real"),
+    ("generated", "crop_and_paste"),
+)
+"""Arms with generated pairs, and those without that they are set against."""
 
 
 def shots_parts(runs: Sequence[ReportedRun], results: pd.DataFrame, figures: Path) -> Iterator[Part]:
