@@ -2,7 +2,7 @@
 
 from seas.settings import StationSettings, setting
 
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 
 
 class ReportSettings(StationSettings):
