@@ -426,6 +426,18 @@ class TestBackground:
         assert (laid["rust"].image[:, 13:] == fitted[:, 13:]).all()
         assert (laid["rust"].image[:, :9] != fitted[:, :9]).any()
 
+    def test_a_mask_in_the_padding_leaves_nothing(self, sampler, monkeypatch):
+        boxes = torch.tensor([[8, 0, 16, 32]] * len(sampler.start.boxes))
+        sampler.start = sampler.start._replace(boxes=boxes)
+        sampler.settings = FEW.model_copy(update={"background": "photographed"})
+        above = torch.zeros(2, 32, 32)
+        above[:, :8] = 1
+        monkeypatch.setattr(sampler, "_mask", lambda *_: above)
+        (pair,) = sampler.make("rust", [(0, 0)])
+        source = sampler.start.names.index(pair.source_normal)
+        assert not pair.mask.any()
+        assert (pair.image == sampler.start.images[source, 8:24].numpy()).all()
+
     def test_it_needs_a_normal(self):
         with pytest.raises(ValueError, match="background 'photographed' needs an initial_signal"):
             GenerationSettings(background="photographed", initial_signal=0)

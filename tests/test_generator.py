@@ -24,7 +24,7 @@ from seas.generator.pipeline import encode_prompts, load_pipeline, save_generato
 from seas.generator.prompts import Prompts, token_ids, token_positions
 from seas.generator.settings import GeneratorSettings
 from seas.generator.train import GeneratorTrainer, prompts_of, train_generator, training_target
-from seas.images import read_image
+from seas.images import read_image, write_image
 from seas.seeding import torch_rng
 from seas.settings import ComputeSettings
 from seas.training import train
@@ -391,9 +391,9 @@ class TestBatches:
 
 
 class TestEncodedImages:
-    def encoded(self, tiny_base, miniature, data=None):
+    def encoded(self, tiny_base, miniature):
         split = pd.read_parquet(miniature.split)
-        return encode_images(split, miniature.root, data or miniature.data, load_pipeline(tiny_base).vae)
+        return encode_images(split, miniature.root, miniature.data, load_pipeline(tiny_base).vae)
 
     def test_each_view_is_the_turned_photograph_encoded(self, tiny_base, miniature):
         encoded, vae = self.encoded(tiny_base, miniature), load_pipeline(tiny_base).vae
@@ -417,12 +417,15 @@ class TestEncodedImages:
         assert list(part.rows.image) == [encoded.rows.image[k] for k in wanted]
         assert torch.equal(part.mean, encoded.mean[wanted]) and torch.equal(part.mask, encoded.mask[wanted])
 
-    def test_padding_is_not_valid(self, tiny_base, miniature):
-        encoded = self.encoded(tiny_base, miniature)
-        boxes = encoded.boxes.clone()
-        boxes[2] = torch.tensor([4, 0, 20, 32])
-        valid = encoded._replace(boxes=boxes).valid(2)
-        assert valid[4:24].all() and not valid[:4].any() and not valid[24:].any()
+    def test_padding_is_not_valid(self, tiny_base, miniature, tmp_path):
+        wide = np.tile(np.arange(48, dtype=np.uint8)[:, None], (24, 1, 3)).reshape(24, 48, 3)
+        write_image(wide, tmp_path / "wide.png")
+        split = pd.read_parquet(miniature.split).query("role in ('shot', 'normal')").head(12).copy()
+        split["image"], split["mask"] = "wide.png", ""
+        encoded = encode_images(split, tmp_path, miniature.data, load_pipeline(tiny_base).vae)
+        assert encoded.boxes[2].tolist() == [8, 0, 16, 32]
+        valid = encoded.valid(2)
+        assert valid[8:24].all() and not valid[:8].any() and not valid[24:].any()
 
     @pytest.mark.parametrize("role", ["shot", "normal"])
     def test_nothing_to_train_on(self, tiny_base, miniature, role):
@@ -552,6 +555,13 @@ class TestTraining:
         assert torch.equal(batches[4].latents, normals.latents[~normals.is_abnormal])
         losses = trainer.losses(0)
         assert losses["df_mse"] == losses["da_first"] == 0 < float(losses["ob_mse"].detach())
+
+    def test_the_limit_counts_updates_not_their_batches(self, tiny_base, miniature):
+        shots = int((pd.read_parquet(miniature.split).role == "shot").sum())
+        changes = {"updates_per_type": shots, "updates_per_shot": 1, "gradient_accumulation": 2}
+        trainer = self.trainer(tiny_base, miniature, **changes)
+        with_shots = [draw for draw in range(6 * shots) if trainer._scheduled(draw).is_abnormal.any()]
+        assert with_shots == [draw for update in range(2, 3 * shots, 3) for draw in (2 * update, 2 * update + 1)]
 
     def test_a_limit_that_is_not_reached_changes_nothing(self, tiny_base, miniature):
         trainer = self.trainer(tiny_base, miniature, updates_per_type=2, updates_per_shot=50)
@@ -713,7 +723,7 @@ class TestTraining:
         assert normals.boxes.tolist() == [[0, 0, 32, 32]] * len(normals.names)
 
     def test_damaged_encoded_images(self, trained, tmp_path):
-        with pytest.raises(InputError, match="encoded_images.safetensors cannot be read"):
+        with pytest.raises(InputError, match="encoded_images.safetensors is missing: .* make it anew"):
             load_encoded(tmp_path)
         (tmp_path / ENCODED).write_bytes((trained / ENCODED).read_bytes()[:-9])
         with pytest.raises(InputError, match="encoded_images.safetensors cannot be read"):
@@ -729,6 +739,8 @@ def test_settings_refuse_what_has_no_meaning():
         GeneratorSettings(attention_layers=(2, 2))
     with pytest.raises(ValueError, match="'elementwise' has no meaning for shares"):
         GeneratorSettings(second_term="elementwise")
+    with pytest.raises(ValueError, match="updates_per_shot needs schedule 'mixed'; 'abnormal_then_normal'"):
+        GeneratorSettings(updates_per_shot=5, schedule="abnormal_then_normal")
     with pytest.raises(ValueError, match="'mass' needs map_softmax 'tokens'"):
         GeneratorSettings(map_normalisation="mass", map_softmax="pixels")
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
-from scipy.ndimage import binary_dilation, gaussian_filter
+from scipy.ndimage import distance_transform_cdt, gaussian_filter
 from torch import Tensor
 
 from seas.errors import InputError
@@ -70,11 +70,14 @@ def on_background(image: np.ndarray, mask: np.ndarray, background: np.ndarray) -
     A 32nd of the side around the mask is the image's, too. The shift is the mean difference on the ring around this, where it
     is near; deep inside a large mask that of the whole ring. Without a ring there is none; without a mask all is background.
 
-    image, background: uint8 (S, S, 3). mask: bool (S, S).
+    image, background: uint8 (H, W, 3). mask: bool (H, W).
     """
-    margin = max(1, round(len(mask) / 32))
-    kept = binary_dilation(mask, iterations=margin)
-    ring = (binary_dilation(kept, iterations=2 * margin) & ~kept).astype(np.float32)[..., None]
+    if not mask.any():
+        return background.copy()
+    margin = max(1, round(max(mask.shape) / 32))
+    distance = distance_transform_cdt(~mask, "taxicab")
+    kept = distance <= margin
+    ring = ((distance <= 3 * margin) & ~kept).astype(np.float32)[..., None]
     difference = ring * (background.astype(np.float32) - image)
     near, weight = (gaussian_filter(values, 2 * margin, axes=(0, 1)) for values in (difference, ring))
     anywhere = difference.sum((0, 1)) / max(ring.sum(), 1)
@@ -186,9 +189,10 @@ class PairSampler:
         return logits.float().softmax(1)[:, 1]
 
     def _finished(self, image: np.ndarray, mask: np.ndarray, source: int, *, pair: bool) -> Generated:
-        """On its background, without the padding of the drawn normal: the generator learned the product inside such a padding."""
-        if pair and self.settings.background == "photographed":
-            image = on_background(image, mask, self.start.images[source].numpy())
+        """Without the padding of the drawn normal, inside of which the generator learned the product; on its background."""
         top, left, height, width = self.start.boxes[source].tolist()
         part = (slice(top, top + height), slice(left, left + width))
-        return Generated(image[part], mask[part], self.start.names[source] if self.settings.initial_signal else "")
+        image, mask = image[part], mask[part]
+        if pair and self.settings.background == "photographed":
+            image = on_background(image, mask, self.start.images[source].numpy()[part])
+        return Generated(image, mask, self.start.names[source] if self.settings.initial_signal else "")

@@ -41,7 +41,8 @@ class GenerationSettings(StationSettings):
     )
     background: Literal["generated", "photographed"] = setting(
         "generated",
-        "a pair's image outside of its mask: as generated, or the photographed normal that it starts from",
+        "what surrounds the mask of a pair, but for a seam of a 32nd of the side: what was generated, or the photographed normal "
+        "that the image starts from, to whose colours the defect's are shifted (a pair without a mask then is that normal)",
         source="ours",
     )
     threshold: float = setting(0.2, "mask threshold τ on the anomaly's probability", source="Tab. 18", gt=0, lt=1)

@@ -1,4 +1,4 @@
-"""The training batches of the generator and of the RMP: a function of (seed, step) alone.
+"""The training batches of the generator and of the RMP: a function of the seed and the step alone.
 
 A step draws a fresh latent from an image's kept posterior.
 """

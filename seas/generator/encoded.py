@@ -63,6 +63,8 @@ class EncodedImages(NamedTuple):
     def of_types(self, types: Sequence[str]) -> "EncodedImages":
         """The shots of some types, and all normals."""
         chosen = np.flatnonzero(self.rows.type.isin([*types, "good"]))
+        if len(chosen) == len(self.rows):
+            return self
         rows = self.rows.iloc[chosen].reset_index(drop=True)
         tensors = (getattr(self, name)[chosen] for name in _TENSORS)
         return EncodedImages(rows, *tensors, self.augmentation, self.scaling_factor)
@@ -125,5 +127,9 @@ def load_encoded(folder: Path) -> EncodedImages:
             tensors = [file.get_tensor(name) for name in _TENSORS]
             about = json.loads(file.metadata()[_METADATA])
         return EncodedImages(pd.DataFrame(about["rows"]), *tensors, about["augmentation"], about["scaling_factor"])
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} is missing: the generator is damaged, or an earlier version made it; make it anew"
+        ) from None
     except Exception as fault:
         raise InputError(f"{path} cannot be read: {fault}") from None

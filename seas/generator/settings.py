@@ -29,8 +29,8 @@ class GeneratorSettings(TrainerSettings):
     )
     updates_per_shot: int | None = setting(
         None,
-        "updates for each shot whose batches hold shots, evenly among the others, whose batches hold normals alone; "
-        "few shots that are drawn too often are copied; none: each batch holds shots",
+        "updates that draw shots, for each shot of the model; evenly among the others, which draw normals alone, since few shots "
+        "that are drawn too often are copied; none: all updates draw shots",
         unit="updates",
         source="ours",
         ge=1,
@@ -88,6 +88,14 @@ class GeneratorSettings(TrainerSettings):
     offload_optimizer: bool = setting(
         False, "keep gradients, moments and master weights in the CPU's memory and update there", source="ours"
     )
+
+    @model_validator(mode="after")
+    def _a_limit_needs_mixed_batches(self) -> "GeneratorSettings":
+        if self.updates_per_shot and self.schedule != "mixed":
+            raise ValueError(
+                f"updates_per_shot needs schedule 'mixed'; '{self.schedule}' says itself which updates draw shots"
+            )
+        return self
 
     @model_validator(mode="after")
     def _layers_are_levels(self) -> "GeneratorSettings":

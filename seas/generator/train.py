@@ -52,10 +52,12 @@ def train_generator(
     }
     provenance = Provenance.of("generator", STAGE_VERSION, obeyed, seed, {"base": base, "split": split})
     samples = read_table(split)
-    encoded = encode_images(samples, root, data, load_pipeline(base, device).vae)
+    encoded: EncodedImages | None = None
 
     def trained(rows: pd.DataFrame, working: Path) -> Callable[[Path], pd.DataFrame]:
+        nonlocal encoded
         pipeline = load_pipeline(base, device)
+        encoded = encoded or encode_images(samples, root, data, pipeline.vae)
         prompts = prompts_of(rows, settings)
         images = encoded.of_types(prompts.types)
         trainer = GeneratorTrainer(pipeline, prompts, images, settings, compute, seed)
@@ -214,8 +216,9 @@ class GeneratorTrainer:
 
     def _scheduled(self, draw: int) -> Batch:
         """The batch of a draw, or those of its images that the schedule and the limit for each shot let train."""
-        with_shots, after = (number * self.updates_with_shots // self.updates for number in (draw, draw + 1))
-        batch = self.batches.batch(draw, with_shots)
+        update, part = divmod(draw, self.settings.gradient_accumulation)
+        with_shots, after = (number * self.updates_with_shots // self.updates for number in (update, update + 1))
+        batch = self.batches.batch(draw, with_shots * self.settings.gradient_accumulation + part)
         if with_shots == after:
             return batch.only(abnormal=False)
         if self.settings.schedule == "mixed":
