@@ -556,11 +556,15 @@ class TestTraining:
         losses = trainer.losses(0)
         assert losses["df_mse"] == losses["da_first"] == 0 < float(losses["ob_mse"].detach())
 
-    def test_the_limit_counts_updates_not_their_batches(self, tiny_base, miniature):
+    def test_the_limit_counts_updates_not_their_batches(self, tiny_base, miniature, monkeypatch):
         shots = int((pd.read_parquet(miniature.split).role == "shot").sum())
         changes = {"updates_per_type": shots, "updates_per_shot": 1, "gradient_accumulation": 2}
         trainer = self.trainer(tiny_base, miniature, **changes)
+        turn, turns = trainer.batches._image_in_turn, []
+        monkeypatch.setattr(trainer.batches, "_image_in_turn", lambda *of: turns.append(of) or turn(*of))
         with_shots = [draw for draw in range(6 * shots) if trainer._scheduled(draw).is_abnormal.any()]
+        trained = [turns[4 * draw + slot] for draw in with_shots for slot in (0, 1)]
+        assert trained == [("shot", number) for number in range(4 * shots)], "not one after the other"
         assert with_shots == [draw for update in range(2, 3 * shots, 3) for draw in (2 * update, 2 * update + 1)]
 
     def test_a_limit_that_is_not_reached_changes_nothing(self, tiny_base, miniature):
