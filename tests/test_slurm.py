@@ -30,8 +30,15 @@ LONG = {"updates_per_type": 60, "checkpoint_every": 10}
 """Some 8 s of training, so that there is time to be stopped in."""
 
 
+def interrupt_once(*_) -> None:
+    """SIGTERM, which `timeout` sends, as Ctrl-C: pytest ends its fixtures, and no daemon outlives the tests."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
+    signal.signal(signal.SIGTERM, interrupt_once)
     slurm = Slurm(tmp_path_factory.getbasetemp())
     try:
         slurm.start()
