@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import ValidationError, field_validator
+from pydantic import ValidationError, field_validator, model_validator
 
 from seas.artifacts import read_manifest, read_table, sha256
 from seas.base.pretrained import check_base, check_stable_diffusion, find_base, parameters
@@ -96,6 +96,14 @@ class Settings(StationSettings):
     metrics: MetricsSettings = MetricsSettings()
     downstream: DownstreamSettings = DownstreamSettings()
     report: ReportSettings = ReportSettings()
+
+    @model_validator(mode="after")
+    def _shifted_images_need_their_mirror_images(self) -> "Settings":
+        if self.generator.shifts and self.data.augmentation in ("half_turn", "none"):
+            raise ValueError(
+                f"generator.shifts needs a data.augmentation that mirrors; '{self.data.augmentation}' does not"
+            )
+        return self
 
     def obeyed_by(self, stage: str) -> dict[str, Any]:
         """The settings that the stage and all stages left of it obey, as plain values."""

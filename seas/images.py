@@ -170,6 +170,12 @@ def augment(array: np.ndarray, index: int) -> np.ndarray:
     return np.ascontiguousarray(turned)
 
 
+def mirrored(index: int, axis: int) -> int:
+    """The symmetry that is ``index`` and then a mirroring along ``axis``: 0 swaps top and bottom, 1 left and right."""
+    turns, flipped = index % 4, index >= 4
+    return ((2 if axis == 0 else 0) - turns) % 4 + (0 if flipped else 4)
+
+
 SYMMETRIES = {"turns_and_flips": tuple(range(8)), "flips": (0, 2, 4, 6), "half_turn": (0, 2), "none": (0,)}
 """The symmetries (indices of ``augment``) of each value of ``data.augmentation``; 4 mirrors left-right, 6 top-bottom."""
 

@@ -188,17 +188,26 @@ class OffloadedAdamW(torch.optim.AdamW):
 
 
 def accumulated_update(
-    losses: Callable[[int], Mapping[str, Tensor]], step: int, batches: int, optimizer: Optimizer
+    losses: Callable[[int], Mapping[str, Tensor]],
+    step: int,
+    batches: int,
+    optimizer: Optimizer,
+    largest_norm: float | None = None,
 ) -> dict[str, Tensor]:
     """One optimizer update on the mean gradient of ``batches`` batches; gives the means of their losses, detached.
 
-    ``losses(draw)`` gives the scalars of one batch, "loss" among them.
+    ``losses(draw)`` gives the scalars of one batch, "loss" among them. A gradient, of all weights together, whose norm is above
+    ``largest_norm`` is shortened to it.
     """
     total: dict[str, Tensor] = {}
     for draw in range(step * batches, (step + 1) * batches):
         found = losses(draw)
         (found["loss"] / batches).backward()
         total = {name: total.get(name, 0) + value.detach() / batches for name, value in found.items()}
+    if largest_norm is not None:
+        nn.utils.clip_grad_norm_(
+            [weight for group in optimizer.param_groups for weight in group["params"]], largest_norm
+        )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return total

@@ -192,6 +192,17 @@ def test_faults_of_the_files(project):
         flow(experiments=["typo"])
 
 
+def test_shifts_without_mirror_images_are_refused(project):
+    (project / "config/experiments/turned.yaml").write_text(
+        "extends: seas\nsettings: {generator: {shifts: true}, data: {augmentation: half_turn}}"
+    )
+    sentence = (
+        "turned.yaml on .*mine.yaml: .*generator.shifts needs a data.augmentation that mirrors; 'half_turn' does not"
+    )
+    with pytest.raises(InputError, match=sentence):
+        flow(experiments=["turned"])
+
+
 def test_two_bases_of_one_name_are_refused(project):
     (project / "config/experiments/big.yaml").write_text("extends: seas\nsettings: {base: {image_size: 32}}")
     with pytest.raises(InputError, match="base.name is 'b' in"):

@@ -18,13 +18,13 @@ from seas.generator import train as generator_train
 from seas.generator.attention import AttentionMaps, cross_attention_of, token_maps
 from seas.generator.batches import TrainingBatches
 from seas.generator.embeddings import NewRows, add_tokens, fold_tokens
-from seas.generator.encoded import ENCODED, encode_images, load_encoded
+from seas.generator.encoded import ENCODED, EncodedImages, encode_images, load_encoded
 from seas.generator.losses import DecoupledAnomalyAlignmentLoss, masked_mse, min_max, valid_cells
 from seas.generator.pipeline import encode_prompts, load_pipeline, save_generator, tokenise
 from seas.generator.prompts import Prompts, token_ids, token_positions
 from seas.generator.settings import GeneratorSettings
 from seas.generator.train import GeneratorTrainer, prompts_of, train_generator, training_target
-from seas.images import read_image, write_image
+from seas.images import SYMMETRIES, augment, read_image, write_image
 from seas.seeding import torch_rng
 from seas.settings import ComputeSettings
 from seas.training import train
@@ -390,6 +390,79 @@ class TestBatches:
         assert 0.5 < distance.std() < 1.5
 
 
+def squares(mask, augmentation="turns_and_flips", box=(0, 0, 8, 8)):
+    """Encoded images of one shot and one normal, 4 × 4 cells of two pixels; a cell's latent says which cell it was."""
+    cells = np.arange(16.0).reshape(4, 4)
+    mean = torch.stack([torch.from_numpy(augment(cells, turn))[None] for turn in SYMMETRIES[augmentation]]).float()
+    return EncodedImages(
+        pd.DataFrame({"role": ["shot", "normal"], "type": ["hole", "good"], "image": ["s", "n"]}),
+        torch.stack([mean, mean + 100]),
+        torch.stack([mean + 200, mean + 300]),
+        torch.zeros(2, 8, 8, 3, dtype=torch.uint8),
+        torch.from_numpy(np.stack([mask, np.zeros((8, 8), bool)])),
+        torch.tensor([box, box]),
+        augmentation,
+        True,
+        1.0,
+    )
+
+
+class TestShifts:
+    MASK = np.zeros((8, 8), bool)
+    MASK[1:4, 5] = True
+
+    @pytest.mark.parametrize("augmentation", ["flips", "turns_and_flips"])
+    @pytest.mark.parametrize("shift", [(0, 0), (1, 0), (0, -2), (-3, 3), (2, 2)])
+    def test_a_view_is_a_window_of_the_mirrored_plane(self, augmentation, shift):
+        encoded, cells = squares(self.MASK, augmentation), np.arange(16.0).reshape(4, 4)
+        for turn in SYMMETRIES[augmentation]:
+            view = encoded.view(0, turn, shift)
+            window = tuple(slice(4 + by, 8 + by) for by in shift)
+            wanted = np.pad(augment(cells, turn), 4, mode="symmetric")[window]
+            assert view.mean[0].tolist() == wanted.tolist()
+            assert view.deviation[0].tolist() == (wanted + 200).tolist()
+            pixels = tuple(slice(8 + 2 * by, 16 + 2 * by) for by in shift)
+            wanted = np.pad(augment(self.MASK, turn), 8, mode="symmetric")[pixels]
+            assert view.mask.tolist() == wanted.tolist()
+            assert view.valid.all()
+
+    def test_the_defect_stays_whole_and_no_farther_shift_keeps_it(self):
+        # rows 1 to 3, column 5 of eight pixels: up to half a cell down, two cells of room below; two cells left, one right
+        encoded = squares(self.MASK)
+        assert encoded.shifts(0, 0) == (range(-2, 1), range(-1, 3))
+        assert encoded.shifts(0, 4) == (range(-2, 1), range(-2, 2))
+        assert encoded.shifts(1, 0) == (range(-3, 4), range(-3, 4))
+
+    def test_padding_stays_where_it_is(self):
+        encoded = squares(self.MASK, "flips", box=(0, 2, 8, 4))
+        assert encoded.shifts(0, 0) == (range(-2, 1), range(1))
+        assert encoded.shifts(1, 0) == (range(-3, 4), range(1))
+
+    def test_batches_shift_every_image_by_itself_and_only_on_request(self):
+        prompts = Prompts.of("p", ["hole"], normal=1, anomaly=1, commas=True)
+        encoded = squares(self.MASK, "flips")
+        still = TrainingBatches(encoded._replace(shifted=False), prompts, SMALL, 0)
+        moved = TrainingBatches(encoded, prompts, SMALL, 0)
+        places, apart = set(), []
+        for step in range(120):
+            batch, unmoved = moved.batch(step), still.batch(step).mask[:2]
+            assert (batch.mask[:2].sum((1, 2, 3)) >= 3).all() and batch.mask[2:].sum() == 0
+            places |= {str(mask.nonzero().tolist()) for mask in batch.mask[:2]}
+            flipped = {str(mask.nonzero().tolist()) for mask in unmoved}
+            assert flipped <= {str(np.argwhere(augment(self.MASK, turn)[None]).tolist()) for turn in (0, 2, 4, 6)}
+            if torch.equal(*unmoved):
+                apart.append(not torch.equal(*batch.mask[:2]))
+        assert len(places) > 20 and np.mean(apart) > 0.8
+        assert torch.equal(moved.batch(7).latents, TrainingBatches(encoded, prompts, SMALL, 0).batch(7).latents)
+
+    def test_a_generator_tells_its_mask_branch(self, tiny_base, miniature, tmp_path):
+        settings = SMALL.model_copy(update={"shifts": True, "updates_per_type": 1})
+        train_generator(
+            tiny_base, miniature.split, miniature.root, settings, miniature.data, CPU, 0, output=tmp_path / "shifted"
+        )
+        assert load_encoded(tmp_path / "shifted").shifted
+
+
 class TestEncodedImages:
     def encoded(self, tiny_base, miniature):
         split = pd.read_parquet(miniature.split)
@@ -505,11 +578,24 @@ class TestTraining:
             assert found[kind] == pytest.approx(expected, rel=1e-4)
         assert found["abnormal"] != pytest.approx(found["normal"], rel=1e-3)
 
-    @pytest.mark.parametrize("option", ["gradient_checkpointing", "offload_optimizer"])
-    def test_options_for_small_cards_change_no_bit(self, tiny_base, miniature, option):
-        plain, saving = (
-            self.trainer(tiny_base, miniature, gradient_accumulation=2, **changes) for changes in ({}, {option: True})
+    @pytest.mark.parametrize("limit", [None, 0.5])
+    def test_no_gradient_is_longer_than_its_limit(self, tiny_base, miniature, monkeypatch, limit):
+        trainer = self.trainer(tiny_base, miniature, largest_gradient_norm=limit)
+        parameters = [*trainer.pipeline.unet.parameters(), trainer.embeddings.rows]
+        norms = []
+        monkeypatch.setattr(
+            trainer.optimizer,
+            "step",
+            lambda: norms.append(float(sum((weight.grad**2).sum() for weight in parameters) ** 0.5)),
         )
+        trainer.update(0)
+        assert norms[0] > 0.6 if limit is None else norms[0] == pytest.approx(limit, rel=1e-3)
+
+    @pytest.mark.parametrize("limit", [None, 0.5])
+    @pytest.mark.parametrize("option", ["gradient_checkpointing", "offload_optimizer"])
+    def test_options_for_small_cards_change_no_bit(self, tiny_base, miniature, option, limit):
+        common = {"gradient_accumulation": 2, "largest_gradient_norm": limit}
+        plain, saving = (self.trainer(tiny_base, miniature, **common, **changes) for changes in ({}, {option: True}))
         computed = []
         block = saving.pipeline.unet.down_blocks[0].resnets[0]
         block.register_forward_pre_hook(lambda module, arguments: computed.append(module))
@@ -715,7 +801,8 @@ class TestTraining:
         assert list(kept.rows.image) == list(split[split.role.isin(["shot", "normal"])].image)
         for name in ("mean", "deviation", "image", "mask", "boxes"):
             assert torch.equal(getattr(kept, name), getattr(fresh, name)), name
-        assert (kept.augmentation, kept.scaling_factor) == (fresh.augmentation, fresh.scaling_factor)
+        assert (kept.augmentation, kept.shifted) == (fresh.augmentation, False)
+        assert kept.scaling_factor == fresh.scaling_factor
         fresh.save(tmp_path)
         (name,) = [file.name for file in tmp_path.iterdir()]
         assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()

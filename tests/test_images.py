@@ -12,6 +12,7 @@ from seas.images import (
     augment,
     draw_augmentation,
     fit,
+    mirrored,
     outlined,
     placement,
     read_image,
@@ -167,6 +168,12 @@ class TestAugmentation:
         counts = np.bincount([draw_augmentation(draws, "turns_and_flips") for _ in range(12000)], minlength=8) / 12000
         # each plain turn: 1/4 · 1/3; each mirrored one: two of the twelve combinations
         assert counts == pytest.approx([1 / 12] * 4 + [1 / 6] * 4, abs=0.015)
+
+    @pytest.mark.parametrize("index", range(8))
+    @pytest.mark.parametrize("axis", [0, 1])
+    def test_mirrored_after_a_symmetry(self, index, axis):
+        array = np.arange(9).reshape(3, 3)
+        assert np.array_equal(augment(array, mirrored(index, axis)), np.flip(augment(array, index), axis))
 
     @pytest.mark.parametrize(
         "augmentation, views",

@@ -7,7 +7,7 @@ from torch import nn
 from seas.errors import InputError
 from seas.seeding import rng, seed_of, torch_rng
 from seas.settings import ComputeSettings
-from seas.training import CHECKPOINT, prepare_device, train
+from seas.training import CHECKPOINT, accumulated_update, prepare_device, train
 
 
 class Toy:
@@ -93,6 +93,19 @@ def test_a_loss_that_is_no_number_stops_the_training(tmp_path):
             checkpoint_every=1,
             record_every=2,
         )
+
+
+@pytest.mark.parametrize(
+    ("largest_norm", "change"), [(None, (-3, -4)), (10, (-3, -4)), (1, (-0.6, -0.8)), (2.5, (-1.5, -2))]
+)
+def test_a_long_gradient_of_all_weights_together_is_shortened(largest_norm, change):
+    weights = [torch.nn.Parameter(torch.zeros(())) for _ in range(2)]
+    optimizer = torch.optim.SGD([{"params": [weight]} for weight in weights], lr=1)
+    # The mean of the two batches' gradients is (3, 4).
+    accumulated_update(
+        lambda draw: {"loss": 6 * weights[0] if draw % 2 else 8 * weights[1]}, 0, 2, optimizer, largest_norm
+    )
+    assert [float(weight.detach()) for weight in weights] == pytest.approx(change, abs=1e-5)
 
 
 def test_tensorboard_holds_the_losses(tmp_path):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seas.generator.encoded import EncodedImages
 from seas.generator.prompts import Prompts
-from seas.images import SYMMETRIES, augment, draw_augmentation
+from seas.images import draw_augmentation
 from seas.seeding import rng, torch_rng
 from seas.settings import TrainerSettings
 
@@ -46,7 +46,7 @@ class TrainingBatches:
     """Draws the batches of one product from its encoded images.
 
     Each image comes once before any comes twice; an abnormal image and its normal share one
-    augmentation, and their pairing is drawn anew.
+    augmentation, and their pairing is drawn anew; each is shifted for itself.
     """
 
     def __init__(self, encoded: EncodedImages, prompts: Prompts, settings: TrainerSettings, seed: int) -> None:
@@ -65,22 +65,26 @@ class TrainingBatches:
         for role, count in self._counts.items():
             for slot in range(count):
                 image = self._image_in_turn(role, turns[role] * count + slot)
-                turn = shared[slot]
-                view = SYMMETRIES[encoded.augmentation].index(turn)
-                noise = torch.randn(
-                    encoded.mean.shape[2:], generator=torch_rng(self._seed, "posterior", role, step, slot)
-                )
-                latents.append(encoded.mean[image, view] + encoded.deviation[image, view] * noise)
-                masks.append(augment(encoded.mask[image].numpy(), turn))
-                valids.append(augment(encoded.valid(image), turn))
+                shift = self._shift(image, shared[slot], rng(self._seed, "shift", role, step, slot))
+                view = encoded.view(image, shared[slot], shift)
+                noise = torch.randn(view.mean.shape, generator=torch_rng(self._seed, "posterior", role, step, slot))
+                latents.append(view.mean + view.deviation * noise)
+                masks.append(view.mask)
+                valids.append(view.valid)
                 types.append(encoded.rows.type[image])
         return Batch(
             torch.stack(latents) * encoded.scaling_factor,
-            torch.from_numpy(np.stack(masks)[:, None]).float(),
-            torch.from_numpy(np.stack(valids)[:, None]).float(),
+            torch.stack(masks)[:, None].float(),
+            torch.stack(valids)[:, None].float(),
             [self._prompts.normal() if name == "good" else self._prompts.abnormal(name) for name in types],
             types,
         )
+
+    def _shift(self, image: int, turn: int, draws: np.random.Generator) -> tuple[int, int]:
+        if not self._encoded.shifted:
+            return 0, 0
+        down, right = (int(draws.integers(cells.start, cells.stop)) for cells in self._encoded.shifts(image, turn))
+        return down, right
 
     def _image_in_turn(self, role: str, number: int) -> int:
         images = self._images[role]

@@ -1,7 +1,7 @@
 """The training images as the frozen VAE sees them: encoded once, for a generator, its mask branch and generation."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,11 +15,12 @@ from torch import Tensor
 
 from seas.data.settings import DataSettings
 from seas.errors import InputError
-from seas.images import SYMMETRIES, augment, load_fitted, to_tensor, valid_box
+from seas.images import SYMMETRIES, augment, load_fitted, mirrored, to_tensor, valid_box
 from seas.training import progress
 
 ENCODED = "encoded_images.safetensors"
 _TENSORS = ("mean", "deviation", "image", "mask", "boxes")
+_FACTS = ("augmentation", "shifted", "scaling_factor")
 _METADATA = "images"  # one key: the order of several would change a file's bytes from run to run
 
 
@@ -36,12 +37,21 @@ class StartNormals(NamedTuple):
     names: list[str]
 
 
+class View(NamedTuple):
+    """One training image as a batch shows it. mean, deviation: (C, h, w). mask, valid: bool (S, S)."""
+
+    mean: Tensor
+    deviation: Tensor
+    mask: Tensor
+    valid: Tensor
+
+
 class EncodedImages(NamedTuple):
     """The n shots and normals of a split, under each symmetry of its augmentation.
 
     rows: table of n rows with role ("shot" or "normal"), type and image. mean, deviation: (n, symmetries, C, h, w), of the
     posterior, not scaled. image: uint8 (n, S, S, 3). mask: bool (n, S, S). boxes: (n, 4), as of ``StartNormals``. augmentation: as in
-    ``data.augmentation``. scaling_factor: the VAE's.
+    ``data.augmentation``. shifted: as in ``generator.shifts``. scaling_factor: the VAE's.
     """
 
     rows: pd.DataFrame
@@ -51,6 +61,7 @@ class EncodedImages(NamedTuple):
     mask: Tensor
     boxes: Tensor
     augmentation: str
+    shifted: bool
     scaling_factor: float
 
     def valid(self, image: int) -> np.ndarray:
@@ -60,6 +71,45 @@ class EncodedImages(NamedTuple):
         valid[top : top + height, left : left + width] = True
         return valid
 
+    def view(self, image: int, turn: int, shift: tuple[int, int] = (0, 0)) -> "View":
+        """An image under a symmetry of its augmentation, its content moved up and left by ``shift`` cells of the latent.
+
+        Behind its edges lie its mirror images, whose latents are kept, too, where the augmentation mirrors.
+        """
+
+        def window(content: Callable[[int], Tensor], cell: int) -> Tensor:
+            here = content(turn)
+            if shift == (0, 0):
+                return here
+            halves = [torch.cat([content(left), content(mirrored(left, 1))], -1) for left in (turn, mirrored(turn, 0))]
+            moved = torch.cat(halves, -2).roll([-cell * cells for cells in shift], (-2, -1))
+            return moved[..., : here.shape[-2], : here.shape[-1]]
+
+        symmetries = SYMMETRIES[self.augmentation]
+        cell = self.mask.shape[-1] // self.mean.shape[-1]
+        mask, valid = self.mask[image].numpy(), self.valid(image)
+        return View(
+            window(lambda index: self.mean[image, symmetries.index(index)], 1),
+            window(lambda index: self.deviation[image, symmetries.index(index)], 1),
+            window(lambda index: torch.from_numpy(augment(mask, index)), cell),
+            window(lambda index: torch.from_numpy(augment(valid, index)), cell),
+        )
+
+    def shifts(self, image: int, turn: int) -> tuple[range, range]:
+        """The shifts, in cells down and right, that keep a shot's whole defect in view; none along an axis with padding."""
+        cell, size = self.mask.shape[-1] // self.mean.shape[-1], self.mask.shape[-1]
+        mask, valid = augment(self.mask[image].numpy(), turn), augment(self.valid(image), turn)
+        ranges = []
+        for axis in (0, 1):
+            inside, anomalous = valid.any(1 - axis), np.flatnonzero(mask.any(1 - axis))
+            if not inside.all():
+                ranges.append(range(1))
+            elif len(anomalous):
+                ranges.append(range(-((size - 1 - int(anomalous[-1])) // cell), int(anomalous[0]) // cell + 1))
+            else:
+                ranges.append(range(-(size // cell) + 1, size // cell))
+        return ranges[0], ranges[1]
+
     def of_types(self, types: Sequence[str]) -> "EncodedImages":
         """The shots of some types, and all normals."""
         chosen = np.flatnonzero(self.rows.type.isin([*types, "good"]))
@@ -67,7 +117,7 @@ class EncodedImages(NamedTuple):
             return self
         rows = self.rows.iloc[chosen].reset_index(drop=True)
         tensors = (getattr(self, name)[chosen] for name in _TENSORS)
-        return EncodedImages(rows, *tensors, self.augmentation, self.scaling_factor)
+        return EncodedImages(rows, *tensors, self.augmentation, self.shifted, self.scaling_factor)
 
     def start_normals(self) -> StartNormals:
         """The normals without augmentation, for generation to start from."""
@@ -78,12 +128,14 @@ class EncodedImages(NamedTuple):
     def save(self, folder: Path) -> None:
         """Write them into a generator's folder."""
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
-        about = {"augmentation": self.augmentation, "scaling_factor": self.scaling_factor}
+        about = {name: getattr(self, name) for name in _FACTS}
         about["rows"] = self.rows.to_dict("list")
         save_file(tensors, folder / ENCODED, {_METADATA: json.dumps(about)})
 
 
-def encode_images(split: pd.DataFrame, root: Path, data: DataSettings, vae: AutoencoderKL) -> EncodedImages:
+def encode_images(
+    split: pd.DataFrame, root: Path, data: DataSettings, vae: AutoencoderKL, *, shifted: bool = False
+) -> EncodedImages:
     """Encode the shots and normals of a product's split, whose images lie below ``root``.
 
     Raises InputError when the split has no shot or no normal, and for an image that cannot be read.
@@ -112,6 +164,7 @@ def encode_images(split: pd.DataFrame, root: Path, data: DataSettings, vae: Auto
         torch.stack(masks),
         torch.tensor(boxes),
         data.augmentation,
+        shifted,
         vae.config.scaling_factor,
     )
 
@@ -126,7 +179,7 @@ def load_encoded(folder: Path) -> EncodedImages:
         with safe_open(path, "pt") as file:
             tensors = [file.get_tensor(name) for name in _TENSORS]
             about = json.loads(file.metadata()[_METADATA])
-        return EncodedImages(pd.DataFrame(about["rows"]), *tensors, about["augmentation"], about["scaling_factor"])
+        return EncodedImages(pd.DataFrame(about["rows"]), *tensors, *(about[name] for name in _FACTS))
     except FileNotFoundError:
         raise InputError(
             f"{path} is missing: the generator is damaged, or an earlier version made it; make it anew"

@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from seas.settings import TrainerSettings, setting
 
-STAGE_VERSION = 6
+STAGE_VERSION = 7
 
 
 class GeneratorSettings(TrainerSettings):
@@ -35,6 +35,12 @@ class GeneratorSettings(TrainerSettings):
         source="ours",
         ge=1,
     )
+    shifts: bool = setting(
+        False,
+        "shift each training image, also of the mask branch, at random by whole latent cells, as far as its whole defect stays in view, "
+        "its mirror images behind its edges; needs a data.augmentation that mirrors",
+        source="ours",
+    )
     anomaly_tokens: int = setting(4, "learned anomaly tokens <df> of each type (N)", source="Sec. 3.2, Tab. 9", ge=1)
     normal_tokens: int = setting(1, "learned normal tokens <ob> of the product (N')", source="Sec. 3.2, Tab. 9", ge=1)
     prompt_commas: bool = setting(
@@ -55,6 +61,12 @@ class GeneratorSettings(TrainerSettings):
         "none", "course of both rates: constant, or down to 0 along half a cosine", source="Sec. A.2; cosine: ours"
     )
     weight_decay: float = setting(0.01, "AdamW's decay", source="released code", ge=0)
+    largest_gradient_norm: float | None = setting(
+        None,
+        "norm to which a larger gradient is shortened, since at a high rate one batch can undo the training; none: no limit",
+        source="ours",
+        gt=0,
+    )
     attention_layers: tuple[int, ...] = setting(
         (2, 3),
         "levels of the U-Net encoder whose cross-attention the DA loss reads; 4 is the mid block",

@@ -57,7 +57,7 @@ def train_generator(
     def trained(rows: pd.DataFrame, working: Path) -> Callable[[Path], pd.DataFrame]:
         nonlocal encoded
         pipeline = load_pipeline(base, device)
-        encoded = encoded or encode_images(samples, root, data, pipeline.vae)
+        encoded = encoded or encode_images(samples, root, data, pipeline.vae, shifted=settings.shifts)
         prompts = prompts_of(rows, settings)
         images = encoded.of_types(prompts.types)
         trainer = GeneratorTrainer(pipeline, prompts, images, settings, compute, seed)
@@ -172,7 +172,10 @@ class GeneratorTrainer:
         peaks = (self.settings.unet_learning_rate, self.settings.embedding_learning_rate)
         for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * share
-        return accumulated_update(self.losses, step, self.settings.gradient_accumulation, self.optimizer)
+        settings = self.settings
+        return accumulated_update(
+            self.losses, step, settings.gradient_accumulation, self.optimizer, settings.largest_gradient_norm
+        )
 
     def losses(self, draw: int) -> dict[str, Tensor]:
         """The losses of one batch: L_df = L_DA + MSE on the abnormal images, L_ob = MSE on the normals.
