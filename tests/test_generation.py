@@ -26,6 +26,7 @@ from seas.generation.sampler import (
     Generated,
     PairSampler,
     first_timestep,
+    mask_of,
     on_background,
     sampling_scheduler,
     timesteps_from,
@@ -441,6 +442,33 @@ class TestBackground:
     def test_it_needs_a_normal(self):
         with pytest.raises(ValueError, match="background 'photographed' needs an initial_signal"):
             GenerationSettings(background="photographed", initial_signal=0)
+
+
+class TestPeakThreshold:
+    PROBABILITY = np.zeros((32, 32), np.float32)
+    PROBABILITY[2:5, 2:5] = 0.4
+    PROBABILITY[3, 3] = 0.9
+    PROBABILITY[5:9, 5:9] = 0.5  # touches the first region by a corner alone
+    PROBABILITY[20, 20] = 0.75
+    SURE = (PROBABILITY > 0.2) & (np.float32(0.5) != PROBABILITY)
+
+    def test_only_regions_with_a_sure_pixel_stay_whole(self):
+        assert (mask_of(self.PROBABILITY, 0.2, 0.7) == self.SURE).all()
+        assert mask_of(self.PROBABILITY, 0.2, 0.8).sum() == 9
+        assert not mask_of(self.PROBABILITY, 0.2, 0.95).any()
+        assert (mask_of(self.PROBABILITY, 0.2, None) == (self.PROBABILITY > 0.2)).all()
+
+    def test_it_is_the_mean_of_the_steps_that_must_be_sure(self, sampler, monkeypatch):
+        mean = torch.from_numpy(self.PROBABILITY)
+        steps = iter([mean * 1.5, mean, mean * 0.5] * 2)
+        monkeypatch.setattr(sampler, "_mask", lambda *_: next(steps).expand(2, -1, -1))
+        for peak, mask in ((None, self.PROBABILITY > 0.2), (0.7, self.SURE)):
+            sampler.settings = FEW.model_copy(update={"peak_threshold": peak})
+            assert (sampler.make("rust", [(0, 0)])[0].mask == mask).all()
+
+    def test_it_is_above_the_threshold(self):
+        with pytest.raises(ValueError, match="peak_threshold is 0.2; it must be above the threshold, which is 0.3"):
+            GenerationSettings(threshold=0.3, peak_threshold=0.2)
 
 
 class TestRedraws:

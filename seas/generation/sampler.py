@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from scipy.ndimage import distance_transform_cdt, gaussian_filter
+from skimage.filters import apply_hysteresis_threshold
 from torch import Tensor
 
 from seas.errors import InputError
@@ -58,6 +59,13 @@ def sampling_scheduler(config, sampler: str) -> DPMSolverMultistepScheduler:
     return DPMSolverMultistepScheduler.from_config(
         config, algorithm_type="dpmsolver++", solver_order=1 if sampler == "ddim" else 2, timestep_spacing="linspace"
     )
+
+
+def mask_of(probability: np.ndarray, threshold: float, peak_threshold: float | None) -> np.ndarray:
+    """Where the anomaly's probability (S, S) is above ``threshold``, but for regions that never come above ``peak_threshold``."""
+    if peak_threshold is None:
+        return probability > threshold
+    return apply_hysteresis_threshold(probability, threshold, peak_threshold)
 
 
 FARTHEST = 1e-3
@@ -155,7 +163,10 @@ class PairSampler:
             images = to_uint8(pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample)
         anomalous = np.zeros(images.shape[:3], bool)
         if masks:
-            anomalous = (torch.stack(masks).mean(0) > settings.threshold).cpu().numpy()
+            probability = torch.stack(masks).mean(0).cpu().numpy()
+            anomalous = np.stack(
+                [mask_of(values, settings.threshold, settings.peak_threshold) for values in probability]
+            )
         return [self._finished(images[k], anomalous[k], sources[k], pair=not normal) for k in range(len(wanted))]
 
     def _context(self, prompts: tuple[str, ...]) -> Tensor:

@@ -46,6 +46,14 @@ class GenerationSettings(StationSettings):
         source="ours",
     )
     threshold: float = setting(0.2, "mask threshold τ on the anomaly's probability", source="Tab. 18", gt=0, lt=1)
+    peak_threshold: float | None = setting(
+        None,
+        "probability that the surest pixel of each connected region of a mask must exceed for the region to stay: what the mask branch "
+        "is nowhere sure of is no defect; none: every region stays",
+        source="ours",
+        gt=0,
+        lt=1,
+    )
     mask_steps: int = setting(3, "last steps whose predicted masks are averaged", unit="steps", source="Sec. A.2", ge=1)
     empty_mask: Literal["redraw", "keep"] = setting(
         "redraw", "what is done with a pair whose mask is empty", source="ours"
@@ -72,6 +80,14 @@ class GenerationSettings(StationSettings):
     def of_an_image(self) -> dict[str, Any]:
         """What an image obeys, as plain values: not how many jobs share the work."""
         return self.model_dump(mode="json", exclude={"shards"})
+
+    @model_validator(mode="after")
+    def _a_peak_is_above_the_threshold(self) -> "GenerationSettings":
+        if self.peak_threshold is not None and self.peak_threshold <= self.threshold:
+            raise ValueError(
+                f"peak_threshold is {self.peak_threshold}; it must be above the threshold, which is {self.threshold}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _masks_have_their_steps(self) -> "GenerationSettings":
