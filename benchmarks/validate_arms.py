@@ -6,7 +6,8 @@ those. Images of a group with a shot are left out. The workflow makes what is mi
 
     .venv/bin/python benchmarks/validate_arms.py --dataset mine_windows --config config/demo.yaml config/windows.yaml
 
-It prints scores in percent, per arm and learning rate, as means over products, for each seed.
+It prints scores in percent, per arm and learning rate, as means over products, for each seed. Which type's pairs help and which harm is
+seen by an arm whose types come from different stages: ``--sources blowhole=generation crack=crop_and_paste`` (others: none).
 """
 
 import argparse
@@ -24,6 +25,7 @@ from seas.downstream.settings import TREES
 from seas.downstream.train import train_segmenter
 
 MODEL = "bisenet_v2"
+PAIRS = ("generation", "crop_and_paste")
 SCORES = [("image", "auroc"), ("image", "ap"), ("pixel", "auroc"), ("pixel", "ap"), ("pixel", "iou_oracle")]
 
 
@@ -35,9 +37,20 @@ def validation_split(split: pd.DataFrame, groups: dict[str, str]) -> pd.DataFram
     return split.assign(role=role.where((split.role != "left_out") | of_a_shot, "test"))
 
 
-def made(flow: Workflow, dataset: str, experiment: str, seed: int, arms: list[str], files: list[Path]) -> None:
-    """Have the workflow make every pair that the arms train on, and that is not there yet."""
-    stages = {stage for arm in arms for stage in TREES[arm]}
+def pairs_of(tree: Path, anomaly_type: str, output: Path) -> Path:
+    """A tree of one type's pairs alone, with links to the images of ``tree``."""
+    output.mkdir(parents=True)
+    table = read_table(tree / "images.parquet").query("type == @anomaly_type")
+    if table.empty:
+        raise SystemExit(f"{tree} has no pair of the type '{anomaly_type}'")
+    write_table(table.reset_index(drop=True), output / "images.parquet")
+    for part in ("test", "ground_truth"):
+        (output / part).symlink_to((tree / part).resolve())
+    return output
+
+
+def made(flow: Workflow, dataset: str, experiment: str, seed: int, stages: set[str], files: list[Path]) -> None:
+    """Have the workflow make every pair of the stages that is not there yet."""
     targets = [flow.split(dataset, experiment, seed, product) for product in flow.products(dataset)]
     targets += [
         f"{flow.folder(dataset, experiment, seed, stage)}/{product}"
@@ -57,16 +70,32 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", choices=list(TREES), default=list(TREES))
     parser.add_argument(
+        "--sources",
+        nargs="+",
+        default=[],
+        metavar="TYPE=STAGE",
+        help=f"in the place of --arms one arm of these; a stage is one of {', '.join(PAIRS)}",
+    )
+    parser.add_argument(
         "--learning-rates", type=float, nargs="+", help="of the segmentation model; the config's when absent"
     )
     arguments = parser.parse_args()
 
+    sources = dict(source.partition("=")[::2] for source in arguments.sources)
+    if wrong := [name for name, stage in sources.items() if stage not in PAIRS]:
+        parser.error(f"--sources: give {wrong[0]}=STAGE, a stage of {', '.join(PAIRS)}")
     dataset, experiment = arguments.dataset, arguments.experiment
     flow = load_workflow(arguments.config, datasets=[dataset], experiments=[experiment], seeds=arguments.seeds)
     settings, root = flow.settings(dataset, experiment), flow.datasets[dataset].root
+    arms = ["generated"] if sources else arguments.arms
+
+    def tree_of(stage: str, product: str, seed: int) -> Path:
+        return Path(flow.folder(dataset, experiment, seed, stage)) / product
+
+    stages = set(sources.values()) or {stage for arm in arms for stage in TREES[arm]}
     rows = []
     for seed in arguments.seeds:
-        made(flow, dataset, experiment, seed, arguments.arms, arguments.config)
+        made(flow, dataset, experiment, seed, stages, arguments.config)
         with tempfile.TemporaryDirectory() as folder:
             splits = {}
             for product in flow.products(dataset):
@@ -74,9 +103,13 @@ def main() -> None:
                 split = read_table(Path(flow.split(dataset, experiment, seed, product)))
                 splits[product] = Path(folder) / f"{product}.parquet"
                 write_table(validation_split(split, groups), splits[product])
-            for arm in arguments.arms:
+            for arm in arms:
                 trees = {
-                    product: [Path(flow.folder(dataset, experiment, seed, stage)) / product for stage in TREES[arm]]
+                    product: [
+                        pairs_of(tree_of(stage, product, seed), name, Path(folder) / product / name)
+                        for name, stage in sources.items()
+                    ]
+                    or [tree_of(stage, product, seed) for stage in TREES[arm]]
                     for product in splits
                 }
                 for rate in arguments.learning_rates or [settings.downstream.learning_rate]:
@@ -97,7 +130,7 @@ def main() -> None:
                     )
                     scores = read_table(output / "scores.parquet").query("product == ''")
                     values = scores.set_index(["level", "metric"]).value
-                    row = {"seed": seed, "arm": arm, "learning_rate": rate}
+                    row = {"seed": seed, "arm": " ".join(arguments.sources) or arm, "learning_rate": rate}
                     rows.append(row | {f"{level}_{metric}": values[level, metric] for level, metric in SCORES})
                     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.4g}".format), flush=True)
 

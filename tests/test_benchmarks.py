@@ -7,8 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+
+from seas.artifacts import read_table
+from seas.generation.tree import write_generated, write_images_table
+from seas.images import read_mask
 
 REPOSITORY = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -55,3 +60,19 @@ def test_validation_never_touches_shots_their_groups_or_test_images():
     validation = runpy.run_path(str(REPOSITORY / "benchmarks/validate_arms.py"))["validation_split"]
     found = validation(split, {"shot.png": "a", "twin.png": "a", "other.png": "b"})
     assert list(found.role) == ["shot", "left_out", "test", "test", "reserve", "normal"]
+
+
+def test_an_arm_takes_each_type_from_the_stage_that_it_is_told(tmp_path):
+    rows = [
+        write_generated(
+            tmp_path / "tree", name, 0, np.zeros((4, 4, 3), np.uint8), np.eye(4) > 0, source_normal="", draws=1
+        )
+        for name in ("rust", "dent")
+    ]
+    write_images_table(rows, tmp_path / "tree")
+    pairs_of = runpy.run_path(str(REPOSITORY / "benchmarks/validate_arms.py"))["pairs_of"]
+    rust = pairs_of(tmp_path / "tree", "rust", tmp_path / "arm/rust")
+    table = read_table(rust / "images.parquet")
+    assert list(table.type) == ["rust"] and read_mask(rust / table["mask"][0]).sum() == 4
+    with pytest.raises(SystemExit, match="has no pair of the type 'fray'"):
+        pairs_of(tmp_path / "tree", "fray", tmp_path / "arm/fray")
