@@ -71,7 +71,7 @@ class EncodedImages(NamedTuple):
         valid[top : top + height, left : left + width] = True
         return valid
 
-    def view(self, image: int, turn: int, shift: tuple[int, int] = (0, 0)) -> "View":
+    def view(self, image: int, turn: int, shift: tuple[int, int] = (0, 0)) -> View:
         """An image under a symmetry of its augmentation, its content moved up and left by ``shift`` cells of the latent.
 
         Behind its edges lie its mirror images, whose latents are kept, too, where the augmentation mirrors.
