@@ -71,8 +71,13 @@ class EncodedImages(NamedTuple):
         valid[top : top + height, left : left + width] = True
         return valid
 
+    @property
+    def _cell(self) -> int:
+        """Side of a latent's cell, in pixels."""
+        return self.mask.shape[-1] // self.mean.shape[-1]
+
     def view(self, image: int, turn: int, shift: tuple[int, int] = (0, 0)) -> View:
-        """An image under a symmetry of its augmentation, its content moved up and left by ``shift`` cells of the latent.
+        """An image under a symmetry of its augmentation, seen through a window ``shift`` cells of the latent down and right.
 
         Behind its edges lie its mirror images, whose latents are kept, too, where the augmentation mirrors.
         """
@@ -86,18 +91,17 @@ class EncodedImages(NamedTuple):
             return moved[..., : here.shape[-2], : here.shape[-1]]
 
         symmetries = SYMMETRIES[self.augmentation]
-        cell = self.mask.shape[-1] // self.mean.shape[-1]
         mask, valid = self.mask[image].numpy(), self.valid(image)
         return View(
             window(lambda index: self.mean[image, symmetries.index(index)], 1),
             window(lambda index: self.deviation[image, symmetries.index(index)], 1),
-            window(lambda index: torch.from_numpy(augment(mask, index)), cell),
-            window(lambda index: torch.from_numpy(augment(valid, index)), cell),
+            window(lambda index: torch.from_numpy(augment(mask, index)), self._cell),
+            window(lambda index: torch.from_numpy(augment(valid, index)), self._cell),
         )
 
     def shifts(self, image: int, turn: int) -> tuple[range, range]:
-        """The shifts, in cells down and right, that keep a shot's whole defect in view; none along an axis with padding."""
-        cell, size = self.mask.shape[-1] // self.mean.shape[-1], self.mask.shape[-1]
+        """The shifts of ``view``'s window that keep a shot's whole defect in it; none along an axis with padding."""
+        cell, size = self._cell, self.mask.shape[-1]
         mask, valid = augment(self.mask[image].numpy(), turn), augment(self.valid(image), turn)
         ranges = []
         for axis in (0, 1):
