@@ -180,6 +180,8 @@ def _sentence(model: type[StationSettings], fault: Mapping[str, Any]) -> str:
     if fault["type"] == "missing":
         return f"'{key}' is missing"
     message = fault["msg"].removeprefix("Value error, ")
+    if not key:  # settings of several stations that do not go together
+        return message
     return f"'{key}': {message}" if isinstance(fault["input"], Mapping) else f"'{key}' is {fault['input']!r}: {message}"
 
 
