@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seas.artifacts import read_table
+from seas.artifacts import read_table, write_table
 from seas.generation.tree import write_generated, write_images_table
-from seas.images import read_mask
+from seas.images import read_image, read_mask
 
 REPOSITORY = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -76,3 +76,46 @@ def test_an_arm_takes_each_type_from_the_stage_that_it_is_told(tmp_path):
     assert list(table.type) == ["rust"] and read_mask(rust / table["mask"][0]).sum() == 4
     with pytest.raises(SystemExit, match="has no pair of the type 'fray'"):
         pairs_of(tmp_path / "tree", "fray", tmp_path / "arm/fray")
+
+
+def finished_arm(results, run, trained_on, image_auroc, product_values=()):
+    """The scores and the split of a finished arm: two types, of one and two shots."""
+    folder = results / run / "downstream/bisenet_v2" / trained_on / "all"
+    levels = [("image", "auroc"), ("image", "ap"), ("pixel", "ap"), ("pixel", "iou"), ("pixel", "iou_oracle")]
+    scores = [("", *level, image_auroc - number) for number, level in enumerate(levels)]
+    scores += [("tile", *levels[0], value) for value in product_values]
+    folder.mkdir(parents=True)
+    write_table(pd.DataFrame(scores, columns=["product", "level", "metric", "value"]), folder / "scores.parquet")
+    split = pd.DataFrame(
+        [("tile", "rust", "shot"), ("tile", "dent", "shot"), ("tile", "dent", "shot"), ("tile", "dent", "test")],
+        columns=["product", "type", "role"],
+    )
+    (results / run / "split").mkdir(exist_ok=True)
+    write_table(split, results / run / "split/tile.parquet")
+
+
+def test_points_of_the_curve_accumulate_and_are_replaced(tmp_path):
+    for seed, (real, generated) in enumerate([(60, 70), (64, 68)]):
+        finished_arm(tmp_path, f"tiles/shots_1/seed{seed}", "real", real, product_values=[0])
+        finished_arm(tmp_path, f"tiles/shots_1/seed{seed}", "generated", generated)
+    finished_arm(tmp_path, "tiles/map_none/seed0", "real", 99)
+    points = tmp_path / "points.csv"
+    old = "tiles,1.5,0,real,1,1,1,1,1\ntiles,8,0,real,80,40,8,10,30\nother,1,0,real,1,2,3,4,5\n"
+    points.write_text("dataset,shots,seed,trained_on,image_auroc,image_ap,pixel_ap,pixel_iou,pixel_iou_oracle\n" + old)
+    arguments = [
+        "--points",
+        str(points),
+        "--results",
+        str(tmp_path),
+        "--add",
+        "tiles",
+        "--plot",
+        str(tmp_path / "plot.png"),
+    ]
+    tables = printed("shots.py", *arguments)
+    assert "| 1.5 | 2 | real shots | 62.0 ± 2.8 | 61.0 ± 2.8 | 60.0 ± 2.8 | 59.0 ± 2.8 | 58.0 ± 2.8 |" in tables
+    assert "| 1.5 | generated pairs less real shots | +10.0, +4.0 |" in tables
+    assert "| 8 | 1 | real shots | 80.0 |" in tables and "crop" not in tables
+    kept = pd.read_csv(points)
+    assert len(kept) == 6 and set(kept.dataset) == {"tiles", "other"}
+    assert read_image(tmp_path / "plot.png").std() > 5

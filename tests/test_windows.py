@@ -86,6 +86,8 @@ def test_faults(photographs, tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(InputError, match="there exists already"):
         write_windows(photographs, 64, tmp_path / "there")
+    with pytest.raises(InputError, match="the folder .*/part holds no product"):
+        write_windows(photographs / "part", 64, tmp_path / "new")
     write_image(np.zeros((64, 64, 3), np.uint8), photographs / "part/train/good/000.bmp")
     with pytest.raises(InputError, match=r"another photograph has the name of train/good/000\.png; rename one"):
         write_windows(photographs, 64, tmp_path / "new")

@@ -36,9 +36,11 @@ def write_windows(root: Path, side: int, out: Path, groups: str | None = None) -
     """
     if out.exists():
         raise InputError(f"{out} exists already; name a folder that does not")
+    if not (products := list_products(root)):
+        raise InputError(f"the folder {root} holds no product (a folder with train/good in it)")
     written = 0
     with writing_folder(out, None) as folder:
-        for product in list_products(root):
+        for product in products:
             of_photograph = read_groups(root, product, groups) if groups else {}
             rows = []
             for sample in progress(list_samples(root, product), f"windows {product}"):
