@@ -59,7 +59,7 @@ class Run:
         with open(self.file, "w") as output:
             self.process = subprocess.Popen(command, cwd=house, stdout=output, stderr=output, start_new_session=True)
 
-    def ended(self, seconds: float = 400) -> str:
+    def ended(self, seconds: float = 900) -> str:
         """What it printed, once it ended well."""
         try:
             self.process.wait(timeout=seconds)
@@ -145,7 +145,7 @@ def test_a_products_bad_photograph_costs_no_other_product_its_tables(cluster, tm
     mask.write_bytes(bytes(mask.stat().st_size))
     splits = {product: f"results/mine/seas/seed0/split/{product}.parquet" for product in ("washer", "fabric")}
     run = Run(house, "--retries", "0", "--", *splits.values())
-    assert run.process.wait(timeout=400) == 1, run.text
+    assert run.process.wait(timeout=900) == 1, run.text
     jobs = of_rule(cluster, house, "tables")
     assert sorted(cluster.completions()[job["JobId"]] for job in jobs) == ["COMPLETED", "FAILED"]
     assert (house / splits["fabric"]).exists() and not (house / splits["washer"]).exists()
@@ -209,7 +209,7 @@ def test_a_killed_controller(finished, cluster, tmp_path):
     house = tmp_path / "house"
     run, job = in_training(finished, cluster, house)
     refused = Run(house, "--", str(GENERATOR))
-    assert refused.process.wait(timeout=100) == 1
+    assert refused.process.wait(timeout=300) == 1
     assert f"\nseas: process {run.process.pid} of " in refused.text
     assert f"on {socket.gethostname()} is running the workflow in {house}" in refused.text
     assert "Traceback" not in refused.text and "Error" not in refused.text
