@@ -29,6 +29,7 @@ def check(
         from seas.data.check import check_dataset
 
         flow = load_workflow(config, datasets=[dataset])
+        flow.check_groups()
         file = flow.datasets[dataset]
         settings = flow.settings(dataset, flow.config.experiments[0])
         folder = out or Path("results/check") / dataset

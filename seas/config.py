@@ -20,6 +20,7 @@ from seas.artifacts import read_manifest, read_table, sha256
 from seas.base.pretrained import check_base, check_stable_diffusion, find_base, parameters
 from seas.base.settings import PAPER_BASE, BaseSettings
 from seas.data.settings import DataSettings
+from seas.data.split import require_groups
 from seas.downstream.settings import DownstreamSettings
 from seas.errors import InputError
 from seas.generation.settings import GenerationSettings
@@ -326,6 +327,7 @@ class Workflow:
         """
         for dataset in self.datasets:
             self.products(dataset)
+        self.check_groups()
         self._check_bases()
         for (dataset, experiment), settings in self._settings.items():
             where = f"{experiment} on {dataset}"
@@ -344,6 +346,13 @@ class Workflow:
                     f"generator.attention_layers is {list(settings.generator.attention_layers)} in {where}, "
                     f"but the base's U-Net has {levels} levels of cross-attention"
                 )
+
+    def check_groups(self) -> None:
+        """Raise InputError for a file of groups that no product of its dataset has."""
+        for (dataset, _), settings in self._settings.items():
+            root = self.datasets[dataset].root
+            if settings.data.groups and root.is_dir():
+                require_groups(root, self.all_products(dataset), settings.data.groups)
 
     def has_paper_weights(self, dataset: str, experiment: str) -> bool:
         """Whether the weights of the paper's metrics are there: where they come to be, the metrics are computed anew."""

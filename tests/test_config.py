@@ -256,6 +256,9 @@ def test_the_groups_of_a_product_are_part_of_its_split(project):
     (project / "photos/bolt/groups.csv").write_text("image,group\na.png,2\n")
     assert before != whole.groups("mine", "seas", "bolt") is not None
     assert flow().groups("mine", "seas", "bolt") is None
+    whole.check_groups()
+    with pytest.raises(InputError, match=r"no product of photos has the file of groups 'group\.csv' \(data\.groups\)"):
+        flow(data={"groups": "group.csv"}).check()
 
 
 @pytest.mark.parametrize("experiment", SHIPPED)

@@ -15,7 +15,7 @@ from seas.data.check import check_dataset
 from seas.data.index import fitted_anomalies, index_product, index_samples, split_product
 from seas.data.miniature import TYPES, miniature_image, write_miniature
 from seas.data.settings import DataSettings
-from seas.data.split import split_samples
+from seas.data.split import read_groups, split_samples
 from seas.errors import InputError
 from seas.images import read_mask, write_image, write_mask
 
@@ -203,6 +203,9 @@ class TestIndex:
         split_product(tmp_path / "index.parquet", data, 0, **arguments)
         split = pd.read_parquet(tmp_path / "split.parquet").set_index("image").role
         assert split["bolt/test/cut/2.png"] == "shot" and split["bolt/test/cut/0.png"] == "test"
+        # a blank is no group, and NA is a group's name like any other
+        (dataset / "bolt/groups.csv").write_text("image,group\ntest/cut/0.png,NA\ntest/cut/1.png,NA\ntest/cut/2.png,\n")
+        assert read_groups(dataset, "bolt", "groups.csv") == {f"bolt/test/cut/{number}.png": "NA" for number in (0, 1)}
         (dataset / "bolt/groups.csv").write_text("image,group\ntest/cut/7.png,x\n")
         with pytest.raises(InputError, match=r"groups\.csv names the image 'test/cut/7\.png'"):
             split_product(tmp_path / "index.parquet", data, 0, **arguments)

@@ -92,6 +92,11 @@ def test_faults(photographs, tmp_path):
     with pytest.raises(InputError, match=r"another photograph has the name of train/good/000\.png; rename one"):
         write_windows(photographs, 64, tmp_path / "new")
     (photographs / "part/train/good/000.bmp").unlink()
+    with pytest.raises(InputError, match=r"no product of .* has the file of groups 'twin\.csv'"):
+        write_windows(photographs, 64, tmp_path / "new", "twin.csv")
+    write_mask(np.zeros((64, 96), bool), photographs / "part/ground_truth/scratch/000_mask.png")
+    with pytest.raises(InputError, match=r"the mask .*000_mask\.png is empty: it marks no pixel"):
+        write_windows(photographs, 64, tmp_path / "new")
     write_mask(np.ones((8, 8), bool), photographs / "part/ground_truth/scratch/000_mask.png")
     with pytest.raises(InputError, match=r"000_mask\.png is 8×8 px, its image is not"):
         write_windows(photographs, 64, tmp_path / "new")

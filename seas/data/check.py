@@ -54,12 +54,14 @@ def _check_product(root: Path, layout: str, data: DataSettings, output: Path, pr
         f"  good: {roles.get('normal', 0)} train the generator, {roles.get('reserve', 0)} more in train/good, "
         f"{((split.type == 'good') & (split.role == 'test')).sum()} test",
     ]
+    if data.groups:
+        lines.append(f"  {len(groups)} images are in {len(set(groups.values()))} groups of {data.groups}")
     for name, rows in split[split.type != "good"].groupby("type"):
         counts = rows.role.value_counts()
         area = 100 * rows.anomaly_pixels / (rows.width * rows.height)
         lines.append(
             f"  {name}: {counts.get('shot', 0)} shots, {counts.get('test', 0)} test"
-            + (f", {counts['left_out']} left out (grouped with a shot)" if "left_out" in counts else "")
+            + (f", {counts['left_out']} left out (grouped with a training image, or not drawn)" if "left_out" in counts else "")
             + f"; the defect covers {area.min():.3g} to {area.max():.3g} % of the image"
         )
     anomalies = list(fitted_anomalies(split, root, data))

@@ -36,8 +36,8 @@ class DataSettings(StationSettings):
     )
     groups: str | None = setting(
         None,
-        "csv in each product's folder whose images (first column) stay on one side of the split by group (second column); "
-        "a product without it is not grouped",
+        "csv in the products' folders, with a heading line, whose images (first column, by their path in the product's folder) "
+        "stay on one side of the split by group (second column); a product without it is not grouped",
         source="ours",
     )
     train_only_small_types: bool = setting(

@@ -1,6 +1,6 @@
 """Which photographs train and which test (Sec. 4.1)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -78,10 +78,17 @@ def _third(images: pd.DataFrame, group: pd.Series, settings: DataSettings) -> pd
     return pd.Index(taken)
 
 
+def require_groups(root: Path, products: Sequence[str], file: str) -> None:
+    """Raise InputError when none of a dataset's products has the file of groups: a mistyped name would group nothing."""
+    if not any((root / product / file).is_file() for product in products):
+        raise InputError(f"no product of {root} has the file of groups '{file}' (data.groups)")
+
+
 def read_groups(root: Path, product: str, file: str) -> dict[str, str]:
     """The groups of a product's images: image (relative to ``root``) → group; none when the product has no such file.
 
-    The csv's first column names images relative to the product's folder, its second their groups.
+    The csv has a heading line; its first column names images relative to the product's folder, its second their groups. An
+    image whose group is blank is not grouped.
 
     Raises InputError when the file is damaged or names an image that does not exist.
     """
@@ -89,10 +96,10 @@ def read_groups(root: Path, product: str, file: str) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        table = pd.read_csv(path, dtype=str)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
         images, groups = table.iloc[:, 0], table.iloc[:, 1]
     except (ValueError, IndexError, UnicodeDecodeError):
         raise InputError(f"{path} is no csv with two columns, images and groups") from None
-    if missing := [image for image in images if not (root / product / str(image)).is_file()]:
+    if missing := [image for image in images if not (root / product / image).is_file()]:
         raise InputError(f"{path} names the image '{missing[0]}', which does not exist")
-    return dict(zip((f"{product}/{image}" for image in images), groups, strict=True))
+    return {f"{product}/{image}": group for image, group in zip(images, groups, strict=True) if group}

@@ -7,7 +7,7 @@ import pandas as pd
 
 from seas.artifacts import writing_file, writing_folder
 from seas.data.mvtec_ad import list_products, list_samples
-from seas.data.split import read_groups
+from seas.data.split import read_groups, require_groups
 from seas.errors import InputError
 from seas.images import read_image, read_mask, write_image, write_mask
 from seas.training import progress
@@ -38,6 +38,8 @@ def write_windows(root: Path, side: int, out: Path, groups: str | None = None) -
         raise InputError(f"{out} exists already; name a folder that does not")
     if not (products := list_products(root)):
         raise InputError(f"the folder {root} holds no product (a folder with train/good in it)")
+    if groups:
+        require_groups(root, products, groups)
     written = 0
     with writing_folder(out, None) as folder:
         for product in products:
@@ -48,6 +50,8 @@ def write_windows(root: Path, side: int, out: Path, groups: str | None = None) -
                 mask = read_mask(root / sample.mask) if sample.mask else np.zeros(image.shape[:2], bool)
                 if mask.shape != image.shape[:2]:
                     raise InputError(f"{root / sample.mask} is {mask.shape[1]}×{mask.shape[0]} px, its image is not")
+                if sample.mask and not mask.any():
+                    raise InputError(f"the mask {root / sample.mask} is empty: it marks no pixel")
                 for top, left, kept in _windows(mask, side):
                     cut = (slice(top, top + side), slice(left, left + side))
                     name = f"{Path(sample.image).stem}_{top:05d}_{left:05d}"
