@@ -87,8 +87,9 @@ def main() -> None:
                 split = read_table(Path(flow.split(dataset, experiment, seed, product)))
                 shots = split[split.role == "shot"]
                 generator = Path(flow.folder(dataset, experiment, seed, "generator")) / product
-                updates = settings.generator.updates_per_type * shots.type.nunique()
-                draws = updates * settings.generator.abnormal_per_batch / len(shots)
+                updates = settings.generator.updates_with_shots(shots.type.nunique(), len(shots))
+                images = settings.generator.abnormal_per_batch * settings.generator.gradient_accumulation
+                draws = updates * images / len(shots)
                 for name, of_type in shots.groupby("type"):
                     seen = (of_type.head(SHOTS), flow.datasets[dataset].root, settings.data)
                     level = min(settings.generator.attention_layers)

@@ -2,7 +2,8 @@
 
 With fewer shots than the third (``shots_1`` … ``shots_8``), the rest of the third is used by nobody: its abnormal images, and the good
 ones that the split leaves out, stand in for the test images here, so that settings can be chosen without looking at
-those. Images of a group with a shot are left out. The workflow makes what is missing of the pairs. From the repository's root::
+those. Images of one group with a shot or with a good training image are left out. The workflow makes what is missing of the pairs.
+From the repository's root::
 
     .venv/bin/python benchmarks/validate_arms.py --dataset mine_windows --config config/demo.yaml config/windows.yaml
 
@@ -30,11 +31,11 @@ SCORES = [("image", "auroc"), ("image", "ap"), ("pixel", "auroc"), ("pixel", "ap
 
 
 def validation_split(split: pd.DataFrame, groups: dict[str, str]) -> pd.DataFrame:
-    """The split whose test images are those that it leaves out, but for images of a shot's group."""
+    """The split whose test images are those that it leaves out, but for images of one group with one that an arm trains on."""
     group = split.image.map(lambda image: groups.get(image, image))
-    of_a_shot = group.isin(set(group[split.role == "shot"]))
+    trains = group.isin(set(group[split.role.isin(["shot", "normal", "reserve"])]))
     role = split.role.where(split.role != "test", "reserve")
-    return split.assign(role=role.where((split.role != "left_out") | of_a_shot, "test"))
+    return split.assign(role=role.where((split.role != "left_out") | trains, "test"))
 
 
 def pairs_of(tree: Path, anomaly_type: str, output: Path) -> Path:
@@ -88,6 +89,9 @@ def main() -> None:
     flow = load_workflow(arguments.config, datasets=[dataset], experiments=[experiment], seeds=arguments.seeds)
     settings, root = flow.settings(dataset, experiment), flow.datasets[dataset].root
     arms = ["generated"] if sources else arguments.arms
+    types = {product: flow.types(dataset, product) for product in flow.products(dataset)}
+    if unknown := sorted(set(sources) - {name for names in types.values() for name in names}):
+        parser.error(f"--sources: no product of {dataset} has the type '{unknown[0]}'")
 
     def tree_of(stage: str, product: str, seed: int) -> Path:
         return Path(flow.folder(dataset, experiment, seed, stage)) / product
@@ -108,6 +112,7 @@ def main() -> None:
                     product: [
                         pairs_of(tree_of(stage, product, seed), name, Path(folder) / product / name)
                         for name, stage in sources.items()
+                        if name in types[product]
                     ]
                     or [tree_of(stage, product, seed) for stage in TREES[arm]]
                     for product in splits

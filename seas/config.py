@@ -108,7 +108,8 @@ class Settings(StationSettings):
 
     def obeyed_by(self, stage: str) -> dict[str, Any]:
         """The settings that the stage and all stages left of it obey, as plain values."""
-        content = self.model_dump(mode="json") | {"generation": self.generation.of_an_image()}
+        content = self.model_dump(mode="json")
+        content |= {"generation": self.generation.of_an_image(), "downstream": self.downstream.of_an_arm()}
         return {path: functools.reduce(dict.__getitem__, path.split("."), content) for path in STAGE_SECTIONS[stage]}
 
 

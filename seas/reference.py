@@ -91,15 +91,19 @@ def reference_page() -> str:
         "# Settings",
         "",
         "Written by `seas settings` from the settings classes. `config.yaml` is the paper's run; `demo.yaml` is laid over it",
-        "for the small run on a CPU. A file of `datasets/` holds `root` and, where a dataset needs them, `settings` of its own;",
-        "a file of `experiments/` holds the parent that it `extends` and the `settings` that differ from the parent's.",
+        "for the small run on a CPU. A file of `datasets/` holds `root` and, as needed, a `description` for the report, the `layout`",
+        "(`mvtec_ad`, the only one so far) and `settings` that differ for this dataset. A file of `experiments/` holds its parent",
+        "(`extends`), the `settings` that differ from the parent's, a `description`, and a `variant` if it is a row of the paper's tables.",
         "The more particular wins: config < dataset < experiment.",
         "",
-        "`seas` is the method as this project reads the paper, `released_code` sets every option as the authors' code does.",
-        "What that code does by mistake is no option: the numbering of types that mixes them up on VisA, the first eight token",
-        "positions, normals of which an index sees but some and pairs each with one image, generation from the first ten normals",
-        "alone, batch statistics in inference, masks truncated to whole numbers, centres of IC-LPIPS in another range. Nor is its",
-        "8-bit optimizer.",
+        "To change a setting, write a file of your own and name it last: `--configfile config/demo.yaml my.yaml`. A name such as",
+        "`generation.shards` is the key `shards` below `generation`: `generation: {shards: 10}`; for one run,",
+        "`--config 'generation={shards: 10}'`.",
+        "",
+        "`seas` is the method as this project reads the paper; `released_code` sets every option as the authors' code does. That code's",
+        "mistakes are no options: type numbers that are mixed up on VisA; only the first eight token positions; normals of which only",
+        "some are used, each paired with one image; generation from the first ten normals only; batch statistics at inference; masks cut",
+        "to whole numbers; another value range for the centres of IC-LPIPS. Nor is its 8-bit optimizer.",
         "",
         "## What runs",
         "",
@@ -123,7 +127,8 @@ def _stations() -> Iterator[tuple[str, type[StationSettings]]]:
 def _experiments() -> Iterator[str]:
     """The files of config/experiments/, with the rows of the paper's ablations that they reproduce."""
     printed = paper_variants()
-    yield "A variant is a row of the paper's tables; the report sets the experiment beside it."
+    yield "A variant is a row of the paper's tables; the report sets the experiment beside it. An experiment without changes is the"
+    yield "configuration as it is: over `config.yaml` it is what its name says, over a file that changes the setting it is not."
     yield ""
     yield "| experiment | extends | changes | variant (tables) | description |"
     yield "|---|---|---|---|---|"
@@ -162,7 +167,7 @@ def _table(
             f"`{name}`",
             *(f"`{value}`" if value == values[0] else f"**`{value}`**" for value in values),
             _allowed(model, name),
-            f"{field.description}{unit}",
+            f"{field.description}{unit}".replace("<", "&lt;"),  # Markdown would take a token's name for HTML
             extra.get("source", ""),
         )
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -178,7 +183,15 @@ def _allowed(model: type[StationSettings], name: str) -> str:
 def _allowed_values(schema: dict[str, Any]) -> str:
     if "enum" in schema or "const" in schema:
         return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
-    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    if {"enum", "const"} & set(items := schema.get("items", {})):
+        return f"list of {_allowed_values(items)}"
+    signs = {
+        "minimum": "≥",
+        "exclusiveMinimum": ">",
+        "maximum": "≤",
+        "exclusiveMaximum": "<",
+        "multipleOf": "a multiple of",
+    }
     limits = " and ".join(f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema)
     kind = {"integer": "whole number", "array": "list", "object": "mapping"}.get(
         schema.get("type", ""), schema.get("type", "")

@@ -51,6 +51,7 @@ def test_validation_never_touches_shots_their_groups_or_test_images():
             ("shot.png", "rust", "shot"),
             ("twin.png", "rust", "left_out"),
             ("other.png", "rust", "left_out"),
+            ("like_a_normal.png", "rust", "left_out"),
             ("alone.png", "good", "left_out"),
             ("test.png", "rust", "test"),
             ("normal.png", "good", "normal"),
@@ -58,8 +59,17 @@ def test_validation_never_touches_shots_their_groups_or_test_images():
         columns=["image", "type", "role"],
     )
     validation = runpy.run_path(str(REPOSITORY / "benchmarks/validate_arms.py"))["validation_split"]
-    found = validation(split, {"shot.png": "a", "twin.png": "a", "other.png": "b"})
-    assert list(found.role) == ["shot", "left_out", "test", "test", "reserve", "normal"]
+    found = validation(
+        split,
+        {
+            "shot.png": "a",
+            "twin.png": "a",
+            "other.png": "b",
+            "normal.png": "c",
+            "like_a_normal.png": "c",
+        },
+    )
+    assert list(found.role) == ["shot", "left_out", "test", "left_out", "test", "reserve", "normal"]
 
 
 def test_an_arm_takes_each_type_from_the_stage_that_it_is_told(tmp_path):

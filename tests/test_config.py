@@ -34,7 +34,9 @@ STATIONS = ("data", "base", "generator", "rmp", "generation", "metrics", "downst
 def added_jobs(experiment: str) -> dict[str, int]:
     """By hand, from the experiment's file alone: how many jobs of each stage it adds, for one product and three arms."""
     changes = yaml.safe_load((REPOSITORY / f"config/experiments/{experiment}.yaml").read_text()).get("settings", {})
-    jobs = JOBS[next((station for station in STATIONS if station in changes), None)]
+    paper = yaml.safe_load((REPOSITORY / "config/config.yaml").read_text())
+    changed = [name for name, values in changes.items() if any(paper[name][key] != values[key] for key in values)]
+    jobs = JOBS[next((station for station in STATIONS if station in changed), None)]
     arms = changes.get("downstream", {}).get("trained_on")
     return jobs | {"downstream": len(arms)} if arms else jobs
 
@@ -57,6 +59,7 @@ def project(tmp_path, monkeypatch):
         "experiments/two.yaml": {"extends": "seas", "settings": {"data": {"shots": 2}}},
         "experiments/two_tau.yaml": {"extends": "tau", "settings": {"data": {"shots": 2}}},
         "experiments/scores.yaml": {"extends": "seas", "settings": {"downstream": {"updates": 7}}},
+        "experiments/arms.yaml": {"extends": "seas", "settings": {"downstream": {"trained_on": ["real", "generated"]}}},
     }
     for name, content in files.items():
         path = tmp_path / "config" / name
@@ -69,7 +72,7 @@ def flow(**changes):
     return Workflow(overlaid({"datasets": ["mine"], "base": {"name": "b", "pretrained": None}}, changes))
 
 
-ALL = {"experiments": ["seas", "tau", "mrm", "mrm_tau", "same", "scores"]}
+ALL = {"experiments": ["seas", "tau", "mrm", "mrm_tau", "same", "scores", "arms"]}
 
 
 @pytest.mark.parametrize(
@@ -93,6 +96,7 @@ ALL = {"experiments": ["seas", "tau", "mrm", "mrm_tau", "same", "scores"]}
         ("same", "downstream/generated", "seas"),
         ("scores", "metrics", "seas"),
         ("scores", "downstream/real", "scores"),
+        ("arms", "downstream/real", "seas"),
     ],
 )
 def test_a_stage_with_the_parents_settings_is_the_parents_folder(project, experiment, stage, owner):

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from seas.artifacts import read_table
+from seas.artifacts import read_table, write_table
+from seas.data.index import refuse_lost_defects
 from seas.downstream import train as downstream_train
 from seas.downstream.bisenet_v2 import BiSeNetV2, GatherAndExpansion
 from seas.downstream.model import anomaly_maps, load_model, normalised
@@ -282,6 +283,48 @@ class TestTraining:
     def test_without_pairs_there_is_nothing_to_train_on(self, miniature, tmp_path):
         with pytest.raises(InputError, match="downstream generated: there is no abnormal image"):
             run(miniature, "generated", [], tmp_path / "model")
+
+    def test_before_training_something_must_be_left_to_test(self, miniature, tmp_path, monkeypatch):
+        monkeypatch.setattr(SegmenterTrainer, "update", lambda self, step: pytest.fail("it trained"))
+        split = read_table(miniature.split)
+        write_table(split[split.role != "test"], tmp_path / "split.parquet")
+        with pytest.raises(InputError, match="downstream real: no image of washer is left to test"):
+            run(miniature._replace(split=tmp_path / "split.parquet"), "real", [], tmp_path / "model")
+
+    def test_a_defect_that_the_models_size_cuts_away_is_named(self, miniature, tmp_path, monkeypatch):
+        """Of 107 px that are cropped to 100, the leftmost 4 leave pixels at 64 px and none at 96."""
+        monkeypatch.setattr(SegmenterTrainer, "update", lambda self, step: pytest.fail("it trained"))
+        mask = np.zeros((100, 107), bool)
+        mask[20:60, :4] = True
+        write_mask(mask, tmp_path / "mask.png")
+        split = read_table(miniature.split)
+        row = split[(split.role == "test") & (split.type != "good")].iloc[[0]].assign(image="cut.png", mask="mask.png")
+        write_table(row, tmp_path / "split.parquet")
+        cropped = miniature._replace(
+            root=tmp_path, split=tmp_path / "split.parquet", data=miniature.data.model_copy(update={"fit": "crop"})
+        )
+        refuse_lost_defects(row, tmp_path, cropped.data.model_copy(update={"image_size": 64}))
+        with pytest.raises(InputError, match=r"cut\.png: data\.fit 'crop' cuts its whole defect away at 96 px"):
+            run(cropped, "real", [], tmp_path / "model", SMALL.model_copy(update={"image_size": 96}))
+
+    def test_a_product_without_test_images_costs_the_others_nothing(self, miniature, tmp_path):
+        split = read_table(miniature.split)
+        write_table(split[split.role != "test"].assign(product="untested"), tmp_path / "untested.parquet")
+        train_segmenter(
+            "bisenet_v2",
+            "real",
+            {"untested": tmp_path / "untested.parquet", "washer": miniature.split},
+            {"untested": [], "washer": []},
+            miniature.root,
+            SMALL.model_copy(update={"updates": 1}),
+            miniature.data,
+            CPU,
+            0,
+            dataset="mine",
+            experiment="seas",
+            output=tmp_path / "model",
+        )
+        assert set(read_table(tmp_path / "model/scores.parquet")["product"]) == {"washer", ""}
 
     def test_it_learns_what_is_easy(self, tmp_path):
         """White squares on grey: after a few updates their pixels score higher than all others."""

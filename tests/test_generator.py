@@ -10,6 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from seas.data.settings import DataSettings
@@ -814,7 +815,13 @@ class TestTraining:
         assert normals.boxes.tolist() == [[0, 0, 32, 32]] * len(normals.names)
 
     def test_damaged_encoded_images(self, trained, tmp_path):
-        with pytest.raises(InputError, match="encoded_images.safetensors is missing: .* make it anew"):
+        with pytest.raises(InputError, match="encoded_images.safetensors is missing or incomplete: .* make it anew"):
+            load_encoded(tmp_path)
+        with safe_open(trained / ENCODED, "pt") as file:
+            tensors, about = file.get_tensors(), json.loads(file.metadata()["images"])
+        del about["shifted"]  # as an earlier version wrote it
+        save_file(tensors, tmp_path / ENCODED, {"images": json.dumps(about)})
+        with pytest.raises(InputError, match="an earlier version made it; make it anew"):
             load_encoded(tmp_path)
         (tmp_path / ENCODED).write_bytes((trained / ENCODED).read_bytes()[:-9])
         with pytest.raises(InputError, match="encoded_images.safetensors cannot be read"):

@@ -61,7 +61,11 @@ def _check_product(root: Path, layout: str, data: DataSettings, output: Path, pr
         area = 100 * rows.anomaly_pixels / (rows.width * rows.height)
         lines.append(
             f"  {name}: {counts.get('shot', 0)} shots, {counts.get('test', 0)} test"
-            + (f", {counts['left_out']} left out (grouped with a training image, or not drawn)" if "left_out" in counts else "")
+            + (
+                f", {counts['left_out']} left out (grouped with a training image, or not drawn)"
+                if "left_out" in counts
+                else ""
+            )
             + f"; the defect covers {area.min():.3g} to {area.max():.3g} % of the image"
         )
     anomalies = list(fitted_anomalies(split, root, data))

@@ -102,6 +102,19 @@ def fitted_anomalies(table: pd.DataFrame, root: Path, data: DataSettings) -> Ite
         yield FittedAnomaly(row.image, float(seen.sum() / mask.sum()), int(fitted.sum()), count, lost)
 
 
+def refuse_lost_defects(table: pd.DataFrame, root: Path, data: DataSettings) -> None:
+    """Raise InputError when fitting cuts away the whole defect of an image: it would pass for a good one."""
+    lost = [anomaly.image for anomaly in fitted_anomalies(table, root, data) if anomaly.pixels == 0]
+    raise_faults(
+        Path(root) / table["product"].iloc[0],
+        [
+            f"{Path(root) / image}: data.fit '{data.fit}' cuts its whole defect away at {data.image_size} px; "
+            "take 'pad' or 'stretch'"
+            for image in lost
+        ],
+    )
+
+
 def _regions_seen(regions: np.ndarray, fitted: np.ndarray, place: Placement) -> np.ndarray:
     """The numbers of the regions, int (H, W), below the fitted mask's pixels, bool (S, S)."""
     size = len(fitted)
@@ -126,14 +139,7 @@ def split_product(index: Path, settings: DataSettings, seed: int, *, root: Path,
     table = read_table(index)
     groups = read_groups(Path(root), table["product"].iloc[0], settings.groups) if settings.groups else {}
     split = split_samples(table, settings, seed, groups)
-    cut = [anomaly.image for anomaly in fitted_anomalies(split, root, settings) if anomaly.pixels == 0]
-    raise_faults(
-        Path(root) / table["product"].iloc[0],
-        [
-            f"{Path(root) / image}: data.fit '{settings.fit}' cuts its whole defect away; take 'pad' or 'stretch'"
-            for image in cut
-        ],
-    )
+    refuse_lost_defects(split, root, settings)
     file = Path(root) / table["product"].iloc[0] / settings.groups if settings.groups else None
     obeyed = {
         "data": settings.model_dump(mode="json"),

@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from seas.artifacts import Provenance, read_table, working_folder, write_table, writing_folder
+from seas.data.index import refuse_lost_defects
 from seas.data.settings import DataSettings
 from seas.downstream.model import MODELS, WEIGHTS, Description, anomaly_maps, normalised, save_description
 from seas.downstream.samples import Sample, SegmentationBatches, fitted_samples, training_samples
 from seas.downstream.settings import STAGE_VERSION, DownstreamSettings
+from seas.errors import InputError
 from seas.images import Fitted, load_fitted, outlined, write_image
 from seas.scores import RESULT_COLUMNS, best_threshold, detection_scores, image_maxima, precision_recall_points
 from seas.seeding import rng, seed_of
@@ -58,7 +60,7 @@ def train_segmenter(
     ``splits`` and ``trees`` map each product to its split table and to its folders of generated pairs. The folder
     holds model.safetensors, model.json, scores.parquet, curves.parquet, losses.parquet and examples/.
 
-    Raises InputError for a missing or damaged table or image.
+    Raises InputError for a missing or damaged table or image, before training when there is nothing to test.
     """
     device = prepare_device(compute)
     parts = (("downstream", settings), ("data", data), ("compute", compute))
@@ -69,6 +71,12 @@ def train_segmenter(
     provenance = Provenance.of("downstream", STAGE_VERSION, obeyed, seed, inputs)
     working = working_folder(output, provenance)
 
+    tests = {product: read_table(split).query("role == 'test'") for product, split in splits.items()}
+    tests = {product: test for product, test in tests.items() if len(test)}
+    if not tests:
+        raise InputError(f"downstream {trained_on}: no image of {', '.join(splits)} is left to test")
+    for test in tests.values():
+        refuse_lost_defects(test, root, data.model_copy(update={"image_size": settings.image_size}))
     abnormal, normal = training_samples(trained_on, splits, trees, root)
     batches = SegmentationBatches(
         abnormal,
@@ -94,8 +102,7 @@ def train_segmenter(
     image_threshold, pixel_threshold = _thresholds(network, abnormal, normal, settings, data, seed)
     with writing_folder(output, provenance) as folder:
         scores, curves = [], []
-        for product, split in progress(list(splits.items()), f"downstream {model} {trained_on}: test"):
-            test = read_table(split).query("role == 'test'")
+        for product, test in progress(list(tests.items()), f"downstream {model} {trained_on}: test"):
             fitted = fitted_samples(test, root, settings.image_size, data.fit)
             maps = anomaly_maps(network, np.stack([sample.image for sample in fitted]))
             masks, valid = np.stack([sample.mask for sample in fitted]), np.stack([sample.valid for sample in fitted])

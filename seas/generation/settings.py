@@ -41,15 +41,15 @@ class GenerationSettings(StationSettings):
     )
     background: Literal["generated", "photographed"] = setting(
         "generated",
-        "what surrounds the mask of a pair, but for a seam of a 32nd of the side: what was generated, or the photographed normal "
-        "that the image starts from, to whose colours the defect's are shifted (a pair without a mask then is that normal)",
+        "what surrounds the mask of a pair: what was generated, or the photographed normal that the image starts from. The defect's "
+        "colours are then shifted to the photograph's and a seam of a 32nd of the side is blended; a pair without a mask is that normal",
         source="ours",
     )
     threshold: float = setting(0.2, "mask threshold τ on the anomaly's probability", source="Tab. 18", gt=0, lt=1)
     peak_threshold: float | None = setting(
         None,
         "probability that the surest pixel of each connected region of a mask must exceed for the region to stay: what the mask branch "
-        "is nowhere sure of is no defect; none: every region stays",
+        "is nowhere sure of is no defect; null: every region stays",
         source="ours",
         gt=0,
         lt=1,

@@ -184,9 +184,9 @@ def load_encoded(folder: Path) -> EncodedImages:
             tensors = [file.get_tensor(name) for name in _TENSORS]
             about = json.loads(file.metadata()[_METADATA])
         return EncodedImages(pd.DataFrame(about["rows"]), *tensors, *(about[name] for name in _FACTS))
-    except FileNotFoundError:
+    except (FileNotFoundError, KeyError):
         raise InputError(
-            f"{path} is missing: the generator is damaged, or an earlier version made it; make it anew"
+            f"{path} is missing or incomplete: the generator is damaged, or an earlier version made it; make it anew"
         ) from None
     except Exception as fault:
         raise InputError(f"{path} cannot be read: {fault}") from None

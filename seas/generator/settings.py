@@ -14,7 +14,8 @@ class GeneratorSettings(TrainerSettings):
 
     prompt: Literal["unbalanced", "typical"] = setting(
         "unbalanced",
-        "a <ob> with <df>…, whose tokens are learned, or a photo of a {product} with {anomaly_word}, whose are not",
+        "unbalanced: 'a <ob> with <df>, <df>, …', whose tokens are learned; typical: 'a photo of a {product} with {anomaly_word}', "
+        "whose words are fixed",
         source="Sec. 3.2, Tab. 5",
     )
     mixed_training: bool = setting(
@@ -29,16 +30,16 @@ class GeneratorSettings(TrainerSettings):
     )
     updates_per_shot: int | None = setting(
         None,
-        "updates that draw shots, for each shot of the model; evenly among the others, which draw normals alone, since few shots "
-        "that are drawn too often are copied; none: all updates draw shots",
+        "how many updates may draw shots, times the number of shots; the other updates, evenly among them, draw normals alone. A limit "
+        "keeps few shots from being copied; null: all updates draw shots",
         unit="updates",
         source="ours",
         ge=1,
     )
     shifts: bool = setting(
         False,
-        "shift each training image, also of the mask branch, at random by whole latent cells, as far as its whole defect stays in view, "
-        "its mirror images behind its edges; needs a data.augmentation that mirrors",
+        "move each training image, also of the mask branch, at random by whole latent cells, as far as its defect stays whole; what "
+        "becomes empty is filled by mirroring, which can show a defect near the border twice; needs a data.augmentation that mirrors",
         source="ours",
     )
     anomaly_tokens: int = setting(4, "learned anomaly tokens <df> of each type (N)", source="Sec. 3.2, Tab. 9", ge=1)
@@ -63,7 +64,7 @@ class GeneratorSettings(TrainerSettings):
     weight_decay: float = setting(0.01, "AdamW's decay", source="released code", ge=0)
     largest_gradient_norm: float | None = setting(
         None,
-        "norm to which a larger gradient is shortened, since at a high rate one batch can undo the training; none: no limit",
+        "norm to which a larger gradient is shortened, since at a high rate one batch can undo the training; null: no limit",
         source="ours",
         gt=0,
     )
@@ -83,8 +84,8 @@ class GeneratorSettings(TrainerSettings):
     )
     second_term: Literal["masked_mean", "elementwise", "complement", "none"] = setting(
         "masked_mean",
-        "second term of the DA loss: mean over the mask's cells, or over all cells; complement: none, but L_ob gets "
-        "the distance of the normal token's map from the mask's complement",
+        "second term of the DA loss: its mean over the mask's cells (masked_mean) or over all cells (elementwise), or none; complement: "
+        "none, but L_ob gets the distance of the normal token's map from the mask's complement",
         source="Eq. 3; ours; complement: Eq. 9, Tab. 10",
     )
     complement_on: Literal["abnormal", "normal"] = setting(
@@ -100,6 +101,11 @@ class GeneratorSettings(TrainerSettings):
     offload_optimizer: bool = setting(
         False, "keep gradients, moments and master weights in the CPU's memory and update there", source="ours"
     )
+
+    def updates_with_shots(self, types: int, shots: int) -> int:
+        """How many of a model's updates draw shots."""
+        updates = self.updates_per_type * types
+        return min(updates, (self.updates_per_shot or updates) * shots)
 
     @model_validator(mode="after")
     def _a_limit_needs_mixed_batches(self) -> "GeneratorSettings":

@@ -129,7 +129,7 @@ class GeneratorTrainer:
         self.batches = TrainingBatches(images, prompts, settings, seed)
         self.updates = settings.updates_per_type * len(prompts.types)
         shots = int((images.rows.role == "shot").sum())
-        self.updates_with_shots = min(self.updates, (settings.updates_per_shot or self.updates) * shots)
+        self.updates_with_shots = settings.updates_with_shots(len(prompts.types), shots)
         self.device = pipeline.device
         self.embeddings = add_tokens(
             pipeline, prompts, normal_word=settings.normal_word, anomaly_word=settings.anomaly_word

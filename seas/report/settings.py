@@ -14,7 +14,7 @@ class ReportSettings(StationSettings):
     attention_timestep: int = setting(
         300,
         "timestep to which a generated image is noised before its attention maps are read",
-        unit="of 1000 steps",
+        unit="steps of 1000",
         source="ours",
         ge=0,
         le=999,
