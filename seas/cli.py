@@ -17,7 +17,7 @@ app = typer.Typer(
 
 @app.command()
 def check(
-    dataset: Annotated[str, typer.Argument(help="a file of config/datasets/, by name")],
+    dataset: Annotated[str, typer.Argument(help="name of a file of config/datasets/, without .yaml")],
     out: Annotated[
         Path | None, typer.Option(help="where the contact sheets go; results/check/<dataset> when absent")
     ] = None,
@@ -46,7 +46,7 @@ def windows(
         str | None, typer.Option(help="csv in the products' folders, as data.groups names it, to carry over")
     ] = None,
 ) -> None:
-    """Cut a dataset's photographs into square windows: for defects that whole photographs at the networks' size lose."""
+    """Cut photographs into square windows, for defects that vanish when a whole photograph is shrunk."""
     with reporting_faults():
         from seas.data.windows import PHOTOGRAPHS, write_windows
 
@@ -94,9 +94,7 @@ def predict(
         print(f"Decisions: {out / 'predictions.csv'}")
 
 
-GIVEN = typer.Option(
-    "--config", help="what snakemake was given: a file after --configfile, or key=value after --config; again for each"
-)
+GIVEN = typer.Option("--config", help="a configuration file, or key=value; again for each that snakemake is given")
 
 
 @app.command()
@@ -116,13 +114,15 @@ def cost(config: Annotated[list[str], GIVEN] = []) -> None:  # noqa: B006
         from seas.config import load_workflow
         from seas.cost import cost_page
 
-        print(cost_page(load_workflow(config)))
+        flow = load_workflow(config)
+        flow.check()
+        print(cost_page(flow))
 
 
 @app.command()
 def miniature(
     out: Annotated[Path, typer.Argument(help="folder to write")] = Path("data/miniature"),
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of the pictures")] = 0,
 ) -> None:
     """Write the miniature dataset of the demo: two products, three anomaly types each."""
     with reporting_faults():
