@@ -19,8 +19,8 @@ from pydantic import ValidationError, field_validator, model_validator
 from seas.artifacts import read_manifest, read_table, sha256
 from seas.base.pretrained import check_base, check_stable_diffusion, find_base, parameters
 from seas.base.settings import PAPER_BASE, BaseSettings
+from seas.data.mvtec_ad import require_groups
 from seas.data.settings import DataSettings
-from seas.data.split import require_groups
 from seas.downstream.settings import DownstreamSettings
 from seas.errors import InputError
 from seas.generation.settings import GenerationSettings

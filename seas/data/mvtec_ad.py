@@ -126,6 +126,12 @@ def list_samples(root: Path, product: str) -> list[Sample]:
     return samples
 
 
+def require_groups(root: Path, products: Iterable[str], file: str) -> None:
+    """Raise InputError when none of a dataset's products has the file of groups: a mistyped name would group nothing."""
+    if not any((root / product / file).is_file() for product in products):
+        raise InputError(f"no product of {root} has the file of groups '{file}' (data.groups)")
+
+
 def raise_faults(where: Path, faults: list[str]) -> None:
     """Raise InputError with all ``faults``, one a line, when there are any."""
     if faults:

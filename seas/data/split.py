@@ -1,6 +1,6 @@
 """Which photographs train and which test (Sec. 4.1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -76,12 +76,6 @@ def _third(images: pd.DataFrame, group: pd.Series, settings: DataSettings) -> pd
             f"{product}: each group of the type '{name}' in data.groups has more images than its third, {wanted}"
         )
     return pd.Index(taken)
-
-
-def require_groups(root: Path, products: Sequence[str], file: str) -> None:
-    """Raise InputError when none of a dataset's products has the file of groups: a mistyped name would group nothing."""
-    if not any((root / product / file).is_file() for product in products):
-        raise InputError(f"no product of {root} has the file of groups '{file}' (data.groups)")
 
 
 def read_groups(root: Path, product: str, file: str) -> dict[str, str]:

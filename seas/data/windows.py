@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from seas.artifacts import writing_file, writing_folder
-from seas.data.mvtec_ad import list_products, list_samples
-from seas.data.split import read_groups, require_groups
+from seas.data.mvtec_ad import list_products, list_samples, require_groups
+from seas.data.split import read_groups
 from seas.errors import InputError
 from seas.images import read_image, read_mask, write_image, write_mask
 from seas.training import progress
