@@ -8,8 +8,6 @@ import pandas as pd
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -400,16 +398,16 @@ class TestBatches:
         assert 0.5 < distance.std() < 1.5
 
 
-def squares(mask, augmentation="turns_and_flips", box=(0, 0, 16, 16)):
-    """Encoded images of one shot and one normal, 8 × 8 cells of two pixels; a cell's latent says which cell it was."""
-    cells = np.arange(64.0).reshape(8, 8)
+def squares(mask, augmentation="turns_and_flips", box=(0, 0, 8, 8)):
+    """Encoded images of one shot and one normal, 4 × 4 cells of two pixels; a cell's latent says which cell it was."""
+    cells = np.arange(16.0).reshape(4, 4)
     mean = torch.stack([torch.from_numpy(augment(cells, turn))[None] for turn in SYMMETRIES[augmentation]]).float()
     return EncodedImages(
         pd.DataFrame({"role": ["shot", "normal"], "type": ["hole", "good"], "image": ["s", "n"]}),
         torch.stack([mean, mean + 100]),
         torch.stack([mean + 200, mean + 300]),
-        torch.zeros(2, 16, 16, 3, dtype=torch.uint8),
-        torch.from_numpy(np.stack([mask, np.zeros((16, 16), bool)])),
+        torch.zeros(2, 8, 8, 3, dtype=torch.uint8),
+        torch.from_numpy(np.stack([mask, np.zeros((8, 8), bool)])),
         torch.tensor([box, box]),
         augmentation,
         True,
@@ -417,73 +415,36 @@ def squares(mask, augmentation="turns_and_flips", box=(0, 0, 16, 16)):
     )
 
 
-def mirrored_behind_its_edges(plane, margins, axis):
-    """What lies around a square plane along an axis, by NumPy: its margins, to and fro, eight cells of them."""
-    before, behind = margins
-    start, end = (
-        np.take(plane, k, axis) for k in (range(before), range(plane.shape[axis] - behind, plane.shape[axis]))
-    )
-    around = [(8, 0) if k == axis else (0, 0) for k in (0, 1)], [(0, 8) if k == axis else (0, 0) for k in (0, 1)]
-    start, end = np.pad(start, around[0], mode="symmetric"), np.pad(end, around[1], mode="symmetric")
-    kept = np.take(start, range(8), axis), np.take(end, range(behind, behind + 8), axis)
-    return np.concatenate([kept[0], plane, kept[1]], axis)
-
-
 class TestShifts:
-    MASK = np.zeros((16, 16), bool)
-    MASK[5:8, 9] = True
-    """Cells before and behind it: 2 and 4 along the rows, 4 and 3 along the columns; one less of each may be mirrored."""
+    MASK = np.zeros((8, 8), bool)
+    MASK[1:4, 5] = True
 
     @pytest.mark.parametrize("augmentation", ["flips", "turns_and_flips"])
-    @pytest.mark.parametrize("shift", [(0, 0), (1, 0), (0, -2), (-2, 1), (2, 2)])
-    def test_a_view_shows_the_surface_mirrored_and_the_defect_once(self, augmentation, shift):
-        encoded, cells = squares(self.MASK, augmentation), np.arange(64.0).reshape(8, 8)
+    @pytest.mark.parametrize("shift", [(0, 0), (1, 0), (0, -2), (-3, 3), (2, 2)])
+    def test_a_view_is_a_window_of_the_mirrored_plane(self, augmentation, shift):
+        encoded, cells = squares(self.MASK, augmentation), np.arange(16.0).reshape(4, 4)
         for turn in SYMMETRIES[augmentation]:
-            turned, wanted = augment(self.MASK, turn), augment(cells, turn)
-            for axis in (0, 1):
-                seen = np.flatnonzero(turned.any(1 - axis))
-                wanted = mirrored_behind_its_edges(wanted, (seen[0] // 2 - 1, (15 - seen[-1]) // 2 - 1), axis)
-            wanted = wanted[8 + shift[0] : 16 + shift[0], 8 + shift[1] : 16 + shift[1]]
             view = encoded.view(0, turn, shift)
+            window = tuple(slice(4 + by, 8 + by) for by in shift)
+            wanted = np.pad(augment(cells, turn), 4, mode="symmetric")[window]
             assert view.mean[0].tolist() == wanted.tolist()
             assert view.deviation[0].tolist() == (wanted + 200).tolist()
-            assert view.mask.tolist() == np.roll(turned, (-2 * shift[0], -2 * shift[1]), (0, 1)).tolist()
+            pixels = tuple(slice(8 + 2 * by, 16 + 2 * by) for by in shift)
+            wanted = np.pad(augment(self.MASK, turn), 8, mode="symmetric")[pixels]
+            assert view.mask.tolist() == wanted.tolist()
             assert view.valid.all()
 
-    def test_a_normal_is_mirrored_whole(self):
-        view = squares(self.MASK, "flips").view(1, 0, (-7, 5))
-        plane = np.pad(np.arange(64.0).reshape(8, 8), 8, mode="symmetric")
-        assert view.mean[0].tolist() == (plane[1:9, 13:21] + 100).tolist()
-
     def test_the_defect_stays_whole_and_no_farther_shift_keeps_it(self):
+        # rows 1 to 3, column 5 of eight pixels: up to half a cell down, two cells of room below; two cells left, one right
         encoded = squares(self.MASK)
-        assert encoded.shifts(0, 0) == (range(-4, 3), range(-3, 5))
-        assert encoded.shifts(0, 4) == (range(-4, 3), range(-4, 4))
-        assert encoded.shifts(1, 0) == (range(-7, 8), range(-7, 8))
-
-    def test_a_defect_near_an_edge_keeps_to_it(self):
-        """Its one free cell may be cut off, but nothing there may be mirrored; along the edge it moves."""
-        mask = np.zeros((16, 16), bool)
-        mask[3:6, 7] = True
-        assert squares(mask).shifts(0, 0) == (range(0, 2), range(-4, 4))
-        mask[2, 7] = mask[15, 7] = True
-        assert squares(mask).shifts(0, 0) == (range(0, 1), range(-4, 4))
-
-    @given(
-        st.integers(0, 15), st.integers(0, 15), st.integers(1, 16), st.integers(1, 16), st.sampled_from([0, 2, 4, 6])
-    )
-    def test_no_shift_cuts_or_doubles_a_defect(self, top, left, height, width, turn):
-        mask = np.zeros((16, 16), bool)
-        mask[top : top + height, left : left + width] = True
-        encoded = squares(mask, "flips")
-        for down in encoded.shifts(0, turn)[0]:
-            for right in encoded.shifts(0, turn)[1]:
-                assert encoded.view(0, turn, (down, right)).mask.sum() == mask.sum()
+        assert encoded.shifts(0, 0) == (range(-2, 1), range(-1, 3))
+        assert encoded.shifts(0, 4) == (range(-2, 1), range(-2, 2))
+        assert encoded.shifts(1, 0) == (range(-3, 4), range(-3, 4))
 
     def test_padding_stays_where_it_is(self):
-        encoded = squares(self.MASK, "flips", box=(0, 2, 16, 12))
-        assert encoded.shifts(0, 0) == (range(-4, 3), range(1))
-        assert encoded.shifts(1, 0) == (range(-7, 8), range(1))
+        encoded = squares(self.MASK, "flips", box=(0, 2, 8, 4))
+        assert encoded.shifts(0, 0) == (range(-2, 1), range(1))
+        assert encoded.shifts(1, 0) == (range(-3, 4), range(1))
 
     def test_batches_shift_every_image_by_itself_and_only_on_request(self):
         prompts = Prompts.of("p", ["hole"], normal=1, anomaly=1, commas=True)
@@ -493,7 +454,7 @@ class TestShifts:
         places, apart = set(), []
         for step in range(120):
             batch, unmoved = moved.batch(step), still.batch(step).mask[:2]
-            assert (batch.mask[:2].sum((1, 2, 3)) == 3).all() and batch.mask[2:].sum() == 0
+            assert (batch.mask[:2].sum((1, 2, 3)) >= 3).all() and batch.mask[2:].sum() == 0
             places |= {str(mask.nonzero().tolist()) for mask in batch.mask[:2]}
             flipped = {str(mask.nonzero().tolist()) for mask in unmoved}
             assert flipped <= {str(np.argwhere(augment(self.MASK, turn)[None]).tolist()) for turn in (0, 2, 4, 6)}

@@ -79,22 +79,19 @@ class EncodedImages(NamedTuple):
     def view(self, image: int, turn: int, shift: tuple[int, int] = (0, 0)) -> View:
         """An image under a symmetry of its augmentation, seen through a window ``shift`` cells of the latent down and right.
 
-        What the window shows behind an edge is mirrored from the surface between that edge and the defect, as often as it takes, so
-        that no defect is seen twice. The latents of mirrored images are kept, where the augmentation mirrors.
+        Behind its edges lie its mirror images, whose latents are kept, too, where the augmentation mirrors.
         """
-        cells, symmetries = self.mean.shape[-1], SYMMETRIES[self.augmentation]
-        mask, valid = self.mask[image].numpy(), self.valid(image)
-        rows, columns = (
-            _places(cells, by, *margins) for by, margins in zip(shift, self._margins(image, turn), strict=True)
-        )
 
         def window(content: Callable[[int], Tensor], cell: int) -> Tensor:
+            here = content(turn)
             if shift == (0, 0):
-                return content(turn)
+                return here
             halves = [torch.cat([content(left), content(mirrored(left, 1))], -1) for left in (turn, mirrored(turn, 0))]
-            pixels = ((places[:, None] * cell + torch.arange(cell)).flatten() for places in (rows, columns))
-            return torch.cat(halves, -2).index_select(-2, next(pixels)).index_select(-1, next(pixels))
+            moved = torch.cat(halves, -2).roll([-cell * cells for cells in shift], (-2, -1))
+            return moved[..., : here.shape[-2], : here.shape[-1]]
 
+        symmetries = SYMMETRIES[self.augmentation]
+        mask, valid = self.mask[image].numpy(), self.valid(image)
         return View(
             window(lambda index: self.mean[image, symmetries.index(index)], 1),
             window(lambda index: self.deviation[image, symmetries.index(index)], 1),
@@ -103,36 +100,19 @@ class EncodedImages(NamedTuple):
         )
 
     def shifts(self, image: int, turn: int) -> tuple[range, range]:
-        """The shifts of ``view``'s window that keep a shot's whole defect in it; none along an axis with padding.
-
-        Nor is there one away from an edge that the defect is near: nothing is left to be mirrored there, and a chipped edge has its
-        place.
-        """
-        valid, ranges = augment(self.valid(image), turn), []
-        for axis, (before, behind) in enumerate(self._margins(image, turn)):
-            first, last = self._defect(image, turn, axis)
-            if not valid.any(1 - axis).all():
-                ranges.append(range(1))
-            elif first is None:
-                ranges.append(range(-before + 1, behind))
-            else:
-                ranges.append(range(-last if before else 0, first + 1 if behind else 1))
-        return ranges[0], ranges[1]
-
-    def _defect(self, image: int, turn: int, axis: int) -> tuple[int, int] | tuple[None, None]:
-        """Whole cells before and behind a shot's defect along an axis; None for a normal."""
-        anomalous = np.flatnonzero(augment(self.mask[image].numpy(), turn).any(1 - axis))
-        if not len(anomalous):
-            return None, None
-        return int(anomalous[0]) // self._cell, (self.mask.shape[-1] - 1 - int(anomalous[-1])) // self._cell
-
-    def _margins(self, image: int, turn: int) -> list[tuple[int, int]]:
-        """Cells at either edge, by axis, that may be mirrored: they and their neighbours hold nothing of a defect."""
-        margins = []
+        """The shifts of ``view``'s window that keep a shot's whole defect in it; none along an axis with padding."""
+        cell, size = self._cell, self.mask.shape[-1]
+        mask, valid = augment(self.mask[image].numpy(), turn), augment(self.valid(image), turn)
+        ranges = []
         for axis in (0, 1):
-            rooms = self._defect(image, turn, axis)
-            margins.append(tuple(self.mean.shape[-1] if room is None else max(0, room - 1) for room in rooms))
-        return margins
+            inside, anomalous = valid.any(1 - axis), np.flatnonzero(mask.any(1 - axis))
+            if not inside.all():
+                ranges.append(range(1))
+            elif len(anomalous):
+                ranges.append(range(-((size - 1 - int(anomalous[-1])) // cell), int(anomalous[0]) // cell + 1))
+            else:
+                ranges.append(range(-(size // cell) + 1, size // cell))
+        return ranges[0], ranges[1]
 
     def of_types(self, types: Sequence[str]) -> "EncodedImages":
         """The shots of some types, and all normals."""
@@ -191,24 +171,6 @@ def encode_images(
         shifted,
         vae.config.scaling_factor,
     )
-
-
-def _places(cells: int, shift: int, before: int, behind: int) -> Tensor:
-    """Where a window of ``cells`` cells, moved by ``shift``, finds them in an axis that its mirror image follows, int (cells,).
-
-    Behind the edges lie the first ``before`` and the last ``behind`` cells, to and fro.
-    """
-    places = torch.arange(cells) + shift
-    left, right = -1 - places, places - cells
-    if before:
-        there = left % (2 * before)
-        places = torch.where(
-            left >= 0, torch.where(there < before, 2 * cells - 1 - there, 2 * before - 1 - there), places
-        )
-    if behind:
-        there = right % (2 * behind)
-        places = torch.where(right >= 0, torch.where(there < behind, cells + there, cells - 2 * behind + there), places)
-    return places
 
 
 def load_encoded(folder: Path) -> EncodedImages:

@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from seas.settings import TrainerSettings, setting
 
-STAGE_VERSION = 8
+STAGE_VERSION = 7
 
 
 class GeneratorSettings(TrainerSettings):
@@ -38,9 +38,8 @@ class GeneratorSettings(TrainerSettings):
     )
     shifts: bool = setting(
         False,
-        "move each training image, also of the mask branch, at random by whole latent cells, as far as its defect stays whole; "
-        "what becomes empty is filled by mirroring the surface beside it, and a defect near an edge keeps to that edge; "
-        "needs a data.augmentation that mirrors",
+        "move each training image, also of the mask branch, at random by whole latent cells, as far as its defect stays whole; what "
+        "becomes empty is filled by mirroring, which can show a defect near the border twice; needs a data.augmentation that mirrors",
         source="ours",
     )
     anomaly_tokens: int = setting(4, "learned anomaly tokens <df> of each type (N)", source="Sec. 3.2, Tab. 9", ge=1)
