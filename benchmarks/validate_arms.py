@@ -114,7 +114,8 @@ def main() -> None:
                         for name, stage in sources.items()
                         if name in types[product]
                     ]
-                    or [tree_of(stage, product, seed) for stage in TREES[arm]]
+                    if sources
+                    else [tree_of(stage, product, seed) for stage in TREES[arm]]
                     for product in splits
                 }
                 for rate in arguments.learning_rates or [settings.downstream.learning_rate]:

@@ -7,7 +7,7 @@ from pydantic import Field
 from seas.settings import StationSettings, setting
 
 INDEX_STAGE_VERSION = 2
-SPLIT_STAGE_VERSION = 2
+SPLIT_STAGE_VERSION = 3
 
 
 class DataSettings(StationSettings):
