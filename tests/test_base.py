@@ -286,6 +286,14 @@ class TestLinearCode:
             ((unseen.mean((2, 3), keepdim=True) - unseen) ** 2).mean()
         )
 
+    def test_nothing_is_left_on_the_cpu_when_the_vae_is_elsewhere(self):
+        vae = build_base(TINY, vocabulary()).vae.to("meta")
+        images = self.pictures(8).to("meta")
+        code = LinearCode(images, 4, 4)
+        start_at_code(vae, code, images)
+        losses = vae_losses(vae, code, images, torch.zeros(8, 4, 8, 8, device="meta"))
+        assert {value.device.type for value in losses.values()} == {"meta"}
+
     def test_losses_by_value(self):
         vae = build_base(TINY, vocabulary()).vae
         code = LinearCode(self.pictures(8), 4, 4)

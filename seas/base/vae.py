@@ -106,7 +106,7 @@ def _gather(convolution: nn.Conv2d, carried: int) -> int:
 
 def _interpolate(convolution: nn.Conv2d) -> None:
     """After the repetition of each pixel: bilinear interpolation."""
-    tent = torch.tensor([1.0, 2.0, 1.0]) / 4
+    tent = convolution.weight.new_tensor([1.0, 2.0, 1.0]) / 4
     nn.init.dirac_(convolution.weight)
     nn.init.zeros_(convolution.bias)
     convolution.weight.copy_(convolution.weight.sum((2, 3), keepdim=True) * torch.outer(tent, tent))
