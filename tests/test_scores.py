@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seas.scores import best_iou, best_threshold, detection_scores, image_maxima, precision_recall_points
+from seas.scores import Curve, best_iou, detection_scores, image_maxima
 
 MAPS = np.array([[[0.9, 0.8], [0.1, 0.7]], [[0.2, 0.1], [0.4, 0.3]], [[0.6, 0.5], [0.0, 0.0]]])
 MASKS = np.array([[[1, 1], [0, 0]], [[0, 0], [0, 0]], [[0, 1], [0, 0]]], bool)
@@ -26,7 +26,7 @@ class TestByHand:
         # AP = (1/1 + 2/2 + 3/5) / 3; F1 at .5: 2·3/(5+3) = .75, at .8: 2·2/(2+3) = .8
         assert self.found.scores["pixel", "ap"] == pytest.approx(100 * (1 + 1 + 0.6) / 3)
         assert self.found.scores["pixel", "f1_max"] == pytest.approx(80)
-        assert self.found.threshold == 0.8
+        assert self.found.curves["pixel"].best_threshold() == 0.8
         # AUROC: of 3·9 pairs the positive at .5 loses to .7 and .6
         assert self.found.scores["pixel", "auroc"] == pytest.approx(100 * 25 / 27)
 
@@ -39,7 +39,7 @@ class TestByHand:
         # .9+ .8- .7+ .1-: F1 is 2/3 at .9 and 4/5 at .7, where three pixels are found for a mask of two
         maps, masks = np.array([[[0.9, 0.8], [0.7, 0.1]]]), np.array([[[1, 0], [1, 0]]], bool)
         found = detection_scores(maps, masks, np.ones_like(masks))
-        assert found.threshold == 0.7
+        assert found.curves["pixel"].best_threshold() == 0.7
         assert found.scores["pixel", "iou"] == pytest.approx(100 * 2 / 3)
 
     def test_padding_counts_nowhere(self):
@@ -55,7 +55,7 @@ class TestByHand:
     def test_one_class_alone_is_no_number(self):
         scores = detection_scores(MAPS[1:2], MASKS[1:2], VALID[1:2]).scores
         assert all(np.isnan(value) for value in scores.values())
-        assert best_threshold(np.zeros(3, bool), np.arange(3)) == np.inf
+        assert Curve.of(np.zeros(3, bool), np.arange(3)).best_threshold() == np.inf
 
 
 def brute_force_iou(mask, scores):
@@ -90,7 +90,7 @@ def test_best_threshold_has_the_highest_f1(rows):
         predicted = scores >= threshold
         return 2 * (predicted & labels).sum() / (predicted.sum() + labels.sum())
 
-    assert f1(best_threshold(labels, scores)) == pytest.approx(max(f1(t) for t in scores))
+    assert f1(Curve.of(labels, scores).best_threshold()) == pytest.approx(max(f1(t) for t in scores))
 
 
 def test_maxima_are_over_valid_pixels():
@@ -101,8 +101,8 @@ def test_a_thinned_curve_keeps_its_ends_and_lies_on_the_whole_one():
     draws = np.random.default_rng(0)
     labels = draws.random(5000) > 0.8
     scores = draws.random(5000) + 0.3 * labels
-    precision, recall = precision_recall_points(labels, scores, 50)
-    whole = {tuple(point) for point in zip(*precision_recall_points(labels, scores, 10**6), strict=True)}
+    precision, recall = Curve.of(labels, scores).precision_recall(50)
+    whole = {tuple(point) for point in zip(*Curve.of(labels, scores).precision_recall(10**6), strict=True)}
     assert len(precision) <= 50 and {recall.min(), recall.max()} == {0.0, 1.0}
     assert {tuple(point) for point in zip(precision, recall, strict=True)} <= whole
     assert np.diff(np.sort(recall)).max() < 0.05

@@ -18,7 +18,7 @@ from seas.downstream.samples import Sample, SegmentationBatches, fitted_samples,
 from seas.downstream.settings import STAGE_VERSION, DownstreamSettings
 from seas.errors import InputError
 from seas.images import Fitted, load_fitted, outlined, write_image
-from seas.scores import RESULT_COLUMNS, best_threshold, detection_scores, image_maxima, precision_recall_points
+from seas.scores import RESULT_COLUMNS, Curve, detection_scores, image_maxima
 from seas.seeding import rng, seed_of
 from seas.settings import ComputeSettings
 from seas.training import autocast, prepare_device, progress, train
@@ -106,11 +106,12 @@ def train_segmenter(
             fitted = fitted_samples(test, root, settings.image_size, data.fit)
             maps = anomaly_maps(network, np.stack([sample.image for sample in fitted]))
             masks, valid = np.stack([sample.mask for sample in fitted]), np.stack([sample.valid for sample in fitted])
+            found = detection_scores(maps, masks, valid)
             scores += [
                 {"product": product, "level": level, "metric": metric, "value": value}
-                for (level, metric), value in detection_scores(maps, masks, valid).scores.items()
+                for (level, metric), value in found.scores.items()
             ]
-            curves += _curves(product, maps, masks, valid)
+            curves += _thinned(product, found.curves)
             _write_examples(product, fitted, maps, folder / "examples")
         common = {
             "dataset": dataset,
@@ -197,7 +198,8 @@ def _thresholds(
         fitted += [load_fitted(pool[k].root, pool[k], settings.image_size, data.fit) for k in order]
     maps = anomaly_maps(network, np.stack([sample.image for sample in fitted]))
     masks, valid = np.stack([sample.mask for sample in fitted]), np.stack([sample.valid for sample in fitted])
-    return best_threshold(masks.any((1, 2)), image_maxima(maps, valid)), best_threshold(masks[valid], maps[valid])
+    of_images, of_pixels = Curve.of(masks.any((1, 2)), image_maxima(maps, valid)), Curve.of(masks[valid], maps[valid])
+    return of_images.best_threshold(), of_pixels.best_threshold()
 
 
 def _means(scores: list[dict]) -> list[dict]:
@@ -207,14 +209,11 @@ def _means(scores: list[dict]) -> list[dict]:
     ]
 
 
-def _curves(product: str, maps: np.ndarray, masks: np.ndarray, valid: np.ndarray) -> list[pd.DataFrame]:
-    found = {
-        "image": precision_recall_points(masks.any((1, 2)), image_maxima(maps, valid)),
-        "pixel": precision_recall_points(masks[valid], maps[valid]),
-    }
+def _thinned(product: str, curves: dict[str, Curve]) -> list[pd.DataFrame]:
+    points = {level: curve.precision_recall() for level, curve in curves.items()}
     return [
         pd.DataFrame({"product": product, "level": level, "precision": precision, "recall": recall})
-        for level, (precision, recall) in found.items()
+        for level, (precision, recall) in points.items()
     ]
 
 
