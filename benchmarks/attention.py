@@ -30,33 +30,38 @@ from seas.images import load_fitted, to_tensor
 from seas.seeding import torch_rng
 
 TIMESTEPS = (100, 300, 500)
+IMAGES_AT_ONCE = 32
 
 
-def attention_scores(generator: Path, test: pd.DataFrame, root: Path, data, layers) -> np.ndarray:
+def attention_scores(generator: Path, test: pd.DataFrame, root: Path, data, layers, device: torch.device) -> np.ndarray:
     """The anomaly tokens' maps of the test images, float (n, S, S)."""
-    pipeline, prompts = load_pipeline(generator), Prompts.load(generator)
+    pipeline, prompts = load_pipeline(generator, device), Prompts.load(generator)
     recorder = AttentionMaps(pipeline.unet, layers)
-    maps = []
-    for row in test.itertuples():
-        fitted = load_fitted(root, row, data.image_size, data.fit)
-        prompt = prompts.abnormal(row.type)
-        ids = token_ids(pipeline.tokenizer, prompts.anomaly_tokens[row.type])
-        positions = torch.tensor([token_positions(tokenise(pipeline, [prompt])[0].tolist(), ids)])
-        with torch.no_grad():
-            latents = (
-                pipeline.vae.encode(to_tensor(fitted.image[None])).latent_dist.mean * pipeline.vae.config.scaling_factor
-            )
-            noise = torch.randn(latents.shape, generator=torch_rng("benchmark", row.image))
-            seen = []
-            for timestep in TIMESTEPS:
-                steps = torch.tensor([timestep])
-                noisy = pipeline.scheduler.add_noise(latents, noise, steps)
-                pipeline.unet(noisy, steps, encode_prompts(pipeline, [prompt]))
-                for layer_maps in recorder.read(*latents.shape[2:]).values():
-                    mean = token_maps(layer_maps, positions).mean(1, keepdim=True)
-                    seen.append(torch.nn.functional.interpolate(mean, fitted.mask.shape, mode="bilinear"))
-        maps.append(min_max(torch.stack(seen).mean(0)[:, 0])[0].numpy())
-    return np.stack(maps)
+    maps = {}
+    for name, rows in test.groupby("type"):
+        prompt = prompts.abnormal(name)
+        ids = token_ids(pipeline.tokenizer, prompts.anomaly_tokens[name])
+        positions = token_positions(tokenise(pipeline, [prompt])[0].tolist(), ids)
+        for start in range(0, len(rows), IMAGES_AT_ONCE):
+            batch = rows[start : start + IMAGES_AT_ONCE]
+            images = np.stack([load_fitted(root, row, data.image_size, data.fit).image for row in batch.itertuples()])
+            with torch.no_grad():
+                latents = pipeline.vae.encode(to_tensor(images).to(device)).latent_dist.mean
+                latents = latents * pipeline.vae.config.scaling_factor
+                noise = [
+                    torch.randn(latents.shape[1:], generator=torch_rng("benchmark", image)) for image in batch.image
+                ]
+                context = encode_prompts(pipeline, [prompt] * len(batch))
+                here, seen = torch.tensor([positions] * len(batch), device=device), []
+                for timestep in TIMESTEPS:
+                    steps = torch.full((len(batch),), timestep, device=device)
+                    noisy = pipeline.scheduler.add_noise(latents, torch.stack(noise).to(device), steps)
+                    pipeline.unet(noisy, steps, context)
+                    for layer_maps in recorder.read(*latents.shape[2:]).values():
+                        mean = token_maps(layer_maps, here).mean(1, keepdim=True)
+                        seen.append(torch.nn.functional.interpolate(mean, images.shape[1:3], mode="bilinear"))
+            maps |= dict(zip(batch.index, min_max(torch.stack(seen).mean(0)[:, 0]).cpu().numpy(), strict=True))
+    return np.stack([maps[index] for index in test.index])
 
 
 def position_prior(split: pd.DataFrame, test: pd.DataFrame, root: Path, data) -> np.ndarray:
@@ -100,6 +105,7 @@ def main() -> None:
     flow = load_workflow(arguments.config, datasets=[dataset], experiments=experiments, seeds=seeds)
     trained(flow, dataset, experiments, seeds, arguments.config)
     torch.set_num_threads(2)
+    device = torch.device(flow.settings(dataset, experiments[0]).compute.device)
     root, rows = flow.datasets[dataset].root, []
     for product in flow.products(dataset):
         for seed in seeds:
@@ -111,7 +117,7 @@ def main() -> None:
             for experiment in experiments:
                 generator = Path(flow.folder(dataset, experiment, seed, "generator")) / product
                 layers = flow.settings(dataset, experiment).generator.attention_layers
-                row[experiment] = pixel_ap(attention_scores(generator, *seen, layers), *seen)
+                row[experiment] = pixel_ap(attention_scores(generator, *seen, layers, device), *seen)
             row["position_prior"] = pixel_ap(position_prior(split, *seen), *seen)
             row["chance"] = pixel_ap(np.zeros((len(test), *[settings.data.image_size] * 2)), *seen)
             rows.append(row)
