@@ -132,6 +132,12 @@ def test_draws_depend_on_their_names_alone():
     assert torch.equal(torch.randn(3, generator=torch_rng(0, "x")), torch.randn(3, generator=torch_rng(0, "x")))
 
 
+def test_fp32_is_no_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    prepare_device(ComputeSettings(device="cpu", threads=1))
+    assert not torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_cuda_without_a_gpu_is_a_sentence():
     with pytest.raises(InputError, match="compute.device"):
