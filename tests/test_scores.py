@@ -93,6 +93,13 @@ def test_best_threshold_has_the_highest_f1(rows):
     assert f1(Curve.of(labels, scores).best_threshold()) == pytest.approx(max(f1(t) for t in scores))
 
 
+def test_of_equal_thresholds_the_lowest_is_taken():
+    # .9+ .8- .7- .6+: F1 is 2/3 at .9 and at .6
+    curve = Curve.of(np.array([True, False, False, True]), np.array([0.9, 0.8, 0.7, 0.6]))
+    assert curve.f1.tolist() == pytest.approx([2 / 3, 1 / 2, 2 / 5, 2 / 3])
+    assert curve.best_threshold() == 0.6
+
+
 def test_maxima_are_over_valid_pixels():
     assert image_maxima(MAPS, MASKS | (MAPS == 0.4)).tolist() == [0.9, 0.4, 0.5]
 
