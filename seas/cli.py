@@ -84,13 +84,18 @@ def predict(
     out: Annotated[Path, typer.Option(help="folder to write; it must not exist")],
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="where the networks run")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads")] = 1,
+    window_side: Annotated[
+        int | None,
+        typer.Option(min=16, help="of a model trained on `seas windows`: their --side, to cut photographs as it did"),
+    ] = None,
 ) -> None:
     """Score photographs: score maps, overlays, and predictions.csv with a decision for each."""
     with reporting_faults():
         from seas.downstream.predict import predict_images
         from seas.settings import ComputeSettings
 
-        predict_images(model, images, out, ComputeSettings(device=device, precision="fp32", threads=threads))
+        compute = ComputeSettings(device=device, precision="fp32", threads=threads)
+        predict_images(model, images, out, compute, window_side=window_side)
         print(f"Decisions: {out / 'predictions.csv'}")
 
 

@@ -381,6 +381,35 @@ class TestPredict:
         y, x = np.argwhere(found > 128).mean(0)
         assert (y, x) == pytest.approx((47.5, 103.5), abs=2)
 
+    def test_windows_are_cut_as_those_of_a_dataset(self, trained, monkeypatch, tmp_path):
+        """A spot of 4 px of 100 × 150 vanishes at the model's 32 px; in windows of 32 px it is seen as it is, in its place."""
+        from seas.downstream import predict
+
+        _, description = load_model(trained, torch.device("cpu"))
+        network_and_thresholds = (None, description._replace(image_threshold=0.9, pixel_threshold=0.5))
+        monkeypatch.setattr(predict, "load_model", lambda folder, device: network_and_thresholds)
+        monkeypatch.setattr(predict, "anomaly_maps", lambda network, images: np.float32(images[..., 0] / 255))
+        image = np.zeros((100, 150, 3), np.uint8)
+        image[60:64, 91:95] = 255
+        write_image(image, tmp_path / "spot.png")
+        decisions = {}
+        for side in (None, 32):
+            out = tmp_path / f"out_{side}"
+            predict_images(trained, [tmp_path / "spot.png"], out, CPU, window_side=side)
+            decisions[side] = pd.read_csv(out / "predictions.csv").iloc[0]
+        assert decisions[None].decision == "good" and decisions[None].score < 0.5
+        assert (decisions[32].decision, decisions[32].score, decisions[32].anomaly_pixels) == ("anomalous", 1.0, 16)
+        assert np.array_equal(read_image(tmp_path / "out_32/score_maps/spot.png"), image)
+
+        def whole_windows(network, images):
+            return np.broadcast_to(images.max((1, 2, 3), keepdims=True)[..., 0] / np.float32(255), images.shape[:3])
+
+        monkeypatch.setattr(predict, "anomaly_maps", whole_windows)
+        predict_images(trained, [tmp_path / "spot.png"], tmp_path / "whole", CPU, window_side=32)
+        assert pd.read_csv(tmp_path / "whole/predictions.csv").anomaly_pixels.item() == 32 * 32, (
+            "a neighbour erased a part"
+        )
+
     def test_a_small_photograph_is_scored_at_the_models_size(self, trained, monkeypatch, tmp_path):
         """One hot pixel of the model's map decides, however few pixels the photograph has; padding never does."""
         from seas.downstream import predict

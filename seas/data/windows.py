@@ -25,6 +25,11 @@ def window_starts(length: int, side: int) -> list[int]:
     return np.linspace(0, max(0, length - side), count).round().astype(int).tolist()
 
 
+def window_places(height: int, width: int, side: int) -> list[tuple[int, int]]:
+    """The (top, left) pixels of the windows of ``side`` that cover a photograph."""
+    return [(top, left) for top in window_starts(height, side) for left in window_starts(width, side)]
+
+
 def write_windows(root: Path, side: int, out: Path, groups: str | None = None) -> int:
     """Cut every photograph of a dataset in MVTec-AD layout into windows, and write them in the same layout.
 
@@ -80,7 +85,7 @@ def write_windows(root: Path, side: int, out: Path, groups: str | None = None) -
 
 def _windows(mask: np.ndarray, side: int) -> list[tuple[int, int, bool]]:
     """(top, left, anomalous) of each window that is kept."""
-    places = [(top, left) for top in window_starts(mask.shape[0], side) for left in window_starts(mask.shape[1], side)]
+    places = window_places(*mask.shape, side)
     areas = [int(mask[top : top + side, left : left + side].sum()) for top, left in places]
     smallest = min(SMALLEST_PART * side**2, max(areas))
     return [(*place, area > 0) for place, area in zip(places, areas, strict=True) if area == 0 or area >= smallest]

@@ -9,6 +9,7 @@ import pandas as pd
 from PIL import Image
 
 from seas.artifacts import writing_file
+from seas.data.windows import window_places
 from seas.downstream.model import anomaly_maps, load_model
 from seas.errors import InputError
 from seas.images import fit, outlined, placement, read_image, write_image
@@ -19,8 +20,18 @@ from seas.training import prepare_device, progress
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 
 
-def predict_images(model_folder: Path, images: Sequence[Path], output: Path, compute: ComputeSettings) -> None:
+def predict_images(
+    model_folder: Path,
+    images: Sequence[Path],
+    output: Path,
+    compute: ComputeSettings,
+    *,
+    window_side: int | None = None,
+) -> None:
     """Score photographs, or all photographs of folders, and write them to ``output``.
+
+    window_side: for a model that was trained on windows (``seas.data.windows``), their side in the photographs' pixels;
+    each photograph is cut as they were, and the largest score of its windows decides.
 
     predictions.csv: image, score in [0, 1] (the map's maximum at the model's size, as the threshold was chosen),
     threshold, decision ("anomalous" or "good") and anomaly_pixels of the photograph.
@@ -40,7 +51,7 @@ def predict_images(model_folder: Path, images: Sequence[Path], output: Path, com
     try:
         for name, path in progress(list(found.items()), "predict"):
             image = read_image(path)
-            score, scores = _scored(network, image, description)
+            score, scores = _scored_in_windows(network, image, description, window_side or max(image.shape[:2]))
             anomalous = scores >= description.pixel_threshold
             decision = "anomalous" if score >= description.image_threshold else "good"
             values = [str(path), score, description.image_threshold, decision, int(anomalous.sum())]
@@ -84,8 +95,20 @@ def _long_name(path: Path) -> str:
     return "_".join(part for part in path.with_suffix("").parts if part not in ("/", "..", "."))
 
 
+def _scored_in_windows(network, image: np.ndarray, description, side: int) -> tuple[float, np.ndarray]:
+    """The largest score of the photograph's windows, and of each pixel the largest of theirs, float (H, W)."""
+    scores = np.zeros(image.shape[:2], np.float32)
+    largest = 0.0
+    for top, left in window_places(*image.shape[:2], side):
+        window = (slice(top, top + side), slice(left, left + side))
+        score, of_window = _scored(network, image[window], description)
+        largest = max(largest, score)
+        scores[window] = np.maximum(scores[window], of_window)
+    return largest, scores
+
+
 def _scored(network, image: np.ndarray, description) -> tuple[float, np.ndarray]:
-    """The photograph's score, and the anomaly's probabilities at its own size, float (H, W); 0 where fitting cut it off."""
+    """An image's score, and the anomaly's probabilities at its own size, float (H, W); 0 where fitting cut it off."""
     height, width = image.shape[:2]
     size = description.image_size
     fitted = fit(image, np.zeros((height, width), bool), size, description.fit)
