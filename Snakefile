@@ -4,7 +4,7 @@ import re
 
 from snakemake.exceptions import WorkflowError
 
-from seas.config import Workflow
+from seas.config import Workflow, as_yaml, overlaid
 from seas.errors import InputError
 
 
@@ -17,7 +17,7 @@ def one_of(names):
 
 
 try:
-    flow = Workflow(config)
+    flow = Workflow(overlaid(config, as_yaml(workflow.config_settings.config)))
     flow.check()
 except InputError as fault:
     raise WorkflowError(fault)

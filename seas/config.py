@@ -292,6 +292,24 @@ def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, An
     return result
 
 
+def as_yaml(value: Any) -> Any:
+    """What Snakemake's ``--config`` gave, with its texts read as YAML.
+
+    Of a value in braces or brackets Snakemake makes nothing but texts: {"shots": "4"} of ``data={shots: 4}``, "null" of null.
+    """
+    if isinstance(value, Mapping):
+        return {key: as_yaml(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [as_yaml(part) for part in value]
+    if not isinstance(value, str) or not value:
+        return value
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+    return value if isinstance(read, dict | list) else read
+
+
 class Workflow:
     """What Snakemake asks of the configuration: settings by (dataset, experiment), owners, paths."""
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from snakemake.cli import parse_config
 
-from seas.config import Config, Workflow, lineage, load_workflow, overlaid, validated
+from seas.config import Config, Workflow, as_yaml, lineage, load_workflow, overlaid, validated
 from seas.errors import InputError
 from seas.versions import artifacts
 
@@ -244,6 +245,22 @@ def test_the_command_line_takes_files_and_settings_as_snakemake_does(project):
     assert (found.rmp.channels, found.seeds, found.generation.threshold) == (288, [3, 4], 0.4)
     with pytest.raises(InputError, match="'seeds=\\[' is no 'key=value'"):
         load_workflow(["seeds=["])
+
+
+def test_snakemakes_command_line_says_what_a_file_would(project):
+    """Its parser makes texts of all that stands in braces: "4" is no number of shots, and "null" no absent file."""
+    content = {"datasets": ["mine"], "base": {"name": "b", "pretrained": None}}
+    (project / "config/config.yaml").write_text(yaml.safe_dump(content))
+    given = ["data={shots: 4, groups: null}", "generation={peak_threshold: null, batch_size: 16}", "products=null"]
+    given += ["rmp={skip: false}", "seeds=[3, 4]", "generator={attention_layers: [1, 2]}"]
+    found = Workflow(overlaid(content, as_yaml(parse_config(given)))).config
+    assert (found.data.shots, found.data.groups, found.products, found.rmp.skip) == (4, None, None, False)
+    assert found == load_workflow(given).config
+
+
+def test_a_text_that_is_no_yaml_stays_a_text():
+    texts = {"a": "@home", "b": "", "c": "a: b", "d": "[1]", "e": "tau_0.1", "f": "C:\\files"}
+    assert as_yaml(texts) == texts
 
 
 def test_settings_cannot_be_changed_later():

@@ -249,6 +249,7 @@ class TestFaults:
         [
             (["--config", "products=[washr]"], "products: 'washr' is in none of the datasets; known are washer"),
             (["--config", "datasets=[report]"], "'report' cannot name the dataset"),
+            (["--config", "data={shots: 0}"], "'data.shots' is 0: Input should be greater than or equal to 1"),
             (["results/mine/sea/seed0/rmp/washer"], "No rule to produce"),
             (["results/mine/seas/seed0/rmp/washr"], "No rule to produce"),
         ],
