@@ -20,6 +20,7 @@ import platform
 import resource
 import shutil
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -163,10 +164,14 @@ def link_or_copy(source: Path | str, target: Path | str) -> None:
         shutil.copyfile(source, target)
 
 
+_UMASK = threading.Lock()
+
+
 def _as_the_umask_wants(file: Path) -> None:
     """Give a file the permissions that any new file has; safetensors writes files that nobody else may read."""
-    umask = os.umask(0)
-    os.umask(umask)
+    with _UMASK:  # one thread at a time: it is the process's, and is read by setting it
+        umask = os.umask(0)
+        os.umask(umask)
     file.chmod(0o666 & ~umask)
 
 

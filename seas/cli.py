@@ -61,7 +61,10 @@ def generate(
     number: Annotated[int, typer.Option("-n", min=1, help="number of images")],
     out: Annotated[Path, typer.Option(help="folder to write; it must not exist")],
     first: Annotated[int, typer.Option(min=0, help="index of the first image, to make a set in shards")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="image i depends on the seed, the type and i alone")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="image i depends on the seed, the type and i alone; the generator's when absent"),
+    ] = None,
     rmp: Annotated[
         Path | None, typer.Option(help="folder of the mask branch; the one beside the generator when absent")
     ] = None,

@@ -356,9 +356,10 @@ class Workflow:
                     f"({settings.metrics.weights_folder}) lacks the weights; README.md names the files"
                 )
             blocks, levels = self._unet_sizes(settings)
-            if max(settings.rmp.unet_blocks) > blocks:
+            if not blocks - 1 <= max(settings.rmp.unet_blocks) <= blocks:
                 raise InputError(
-                    f"rmp.unet_blocks is {list(settings.rmp.unet_blocks)} in {where}, but the base's U-Net has {blocks} up blocks"
+                    f"rmp.unet_blocks is {list(settings.rmp.unet_blocks)} in {where}, but the base's U-Net has {blocks} up blocks; "
+                    f"the last of them must be {blocks - 1} or {blocks}"
                 )
             if max(settings.generator.attention_layers) > levels:
                 raise InputError(

@@ -189,6 +189,8 @@ def test_a_table_carries_its_manifest(tmp_path):
 
 
 def test_a_table_tells_of_its_run_beside_its_manifest(tmp_path, monkeypatch):
+    for name in list(MEASURED):
+        monkeypatch.delitem(MEASURED, name)
     paths = first, second, other = [tmp_path / f"{name}.parquet" for name in ("first", "second", "other")]
     for path, value, seconds in zip(paths, (1, 1, 2), (7000, 50, 50), strict=True):
         monkeypatch.setattr(artifacts, "STARTED", time.time() - seconds)

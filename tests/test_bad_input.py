@@ -167,6 +167,10 @@ CONFIGURATION = {
         lambda: demo(base={"pretrained": None}, rmp={"unet_blocks": [9]}).check(),
         r"rmp\.unet_blocks is \[9\] in seas on mine, but the base's U-Net has 4 up blocks",
     ),
+    "blocks of the U-Net that are all too coarse": (
+        lambda: demo(base={"pretrained": None}, rmp={"unet_blocks": [1, 2]}).check(),
+        r"rmp\.unet_blocks is \[1, 2\] in seas on mine, .* the last of them must be 3 or 4",
+    ),
     "base without tokenizer": (lambda: base_lacking("tokenizer/vocab.json"), r"lacks tokenizer/vocab\.json"),
     "base with half a tokenizer": (lambda: base_lacking("tokenizer/merges.txt"), r"lacks tokenizer/merges\.txt"),
 }

@@ -254,6 +254,22 @@ class TestStableDiffusion:
         with pytest.raises(InputError, match=f"model_index.json gives Other as {part}; SeaS needs {CLASSES[part]}"):
             check_base(tmp_path / "base")
 
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            (
+                '{"_class_name": "EulerDiscreteScheduler"}',
+                "whose scheduler is a EulerDiscreteScheduler; SeaS needs one of DDIM",
+            ),
+            ("{", "whose scheduler/scheduler_config.json is damaged"),
+        ],
+    )
+    def test_a_scheduler_of_other_noise_is_refused(self, tiny_base, tmp_path, text, message):
+        shutil.copytree(tiny_base, tmp_path / "base")
+        (tmp_path / "base/scheduler/scheduler_config.json").write_text(text)
+        with pytest.raises(InputError, match=message):
+            check_base(tmp_path / "base")
+
 
 class TestLinearCode:
     def pictures(self, count=64):

@@ -499,6 +499,18 @@ class TestRedraws:
 
 
 class TestByHand:
+    def test_the_seed_is_the_generators_unless_given(self, generator, rmp, tmp_path, monkeypatch):
+        from seas.generation import by_hand
+
+        seen = []
+        monkeypatch.setattr(by_hand, "generate_tree", lambda *arguments, **named: seen.append(arguments[5]))
+        monkeypatch.setattr(by_hand, "read_manifest", lambda folder: {"seed": 7})
+        for seed in (None, 0, 3):
+            generate_by_hand(
+                generator, anomaly_type="rust", number=1, output=tmp_path / "out", seed=seed, rmp=rmp, device="cpu"
+            )
+        assert seen == [7, 0, 3]
+
     def test_a_type_beside_a_finished_run(self, generator, rmp, tree, tmp_path, capsys):
         run = tmp_path / "run"
         for stage, folder in (("generator", generator), ("rmp", rmp), ("generation", tree)):

@@ -350,6 +350,15 @@ class TestNewRows:
         with pytest.raises(InputError, match="generator.anomaly_word: .* does not know 'xylophone'"):
             add_tokens(load_pipeline(tiny_base), prompts, normal_word="object", anomaly_word="xylophone")
 
+    def test_a_finished_generator_is_no_base(self, tiny_base):
+        """Its tokenizer knows the tokens: nothing new would be learned, in silence."""
+        pipeline = load_pipeline(tiny_base)
+        words = {"normal_word": "object", "anomaly_word": "defect"}
+        fold_tokens(pipeline, add_tokens(pipeline, Prompts.of("p", ["x"], normal=1, anomaly=1, commas=True), **words))
+        more = Prompts.of("p", ["x", "y"], normal=1, anomaly=1, commas=True)
+        with pytest.raises(InputError, match="a base must not be a fine-tuned generator"):
+            add_tokens(pipeline, more, **words)
+
 
 @pytest.fixture(scope="module")
 def trained(tiny_base, miniature, tmp_path_factory):

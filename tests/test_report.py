@@ -17,7 +17,7 @@ from seas.generator.prompts import Prompts
 from seas.images import outlined
 from seas.report import parts, shots
 from seas.report.cost import cost
-from seas.report.figures import attention_overlay
+from seas.report.figures import attention_overlay, loss_curves
 from seas.report.published import thinned
 from seas.report.runs import ReportedRun
 from seas.report.settings import ReportSettings
@@ -526,6 +526,11 @@ def test_gains_over_crop_and_paste():
     ]
 
 
+def test_one_trainer_alone_has_its_losses_drawn(tmp_path):
+    loss_curves({"generated pairs": pd.DataFrame({"step": [0, 1], "loss": [2.0, 1.0]})}, tmp_path / "one.png")
+    assert (tmp_path / "one.png").is_file()
+
+
 def test_experiments_that_differ_in_the_shots_alone_share_a_part(runs, tmp_path):
     fewer = write_run(tmp_path / "fewer", ["bottle", "carpet"], 0)
     for product in fewer.products.values():
@@ -541,4 +546,7 @@ def test_experiments_that_differ_in_the_shots_alone_share_a_part(runs, tmp_path)
     assert [row[0] for row in part.blocks[0].table.rows] == ["1", "2"]
     assert part.blocks[0].table.rows[0][1] == "65.00", "the mean over both products"
     assert part.blocks[0].pictures[0].path.is_file()
+    alias = ReportedRun(**vars(fewer) | {"experiment": "h_1"})
+    (same,) = shots.shots_parts([*both, alias], collect([*both, alias]), tmp_path)
+    assert same.blocks[0].table == part.blocks[0].table, "the same results under a second name are no further seeds"
     assert not list(shots.shots_parts(runs, collect(runs), tmp_path))

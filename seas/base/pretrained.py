@@ -32,6 +32,8 @@ CLASSES = {
     "text_encoder": "CLIPTextModel",
 }
 """What model_index.json must name."""
+SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
+"""Whose noise levels the trainers read as √ᾱ x + √(1 - ᾱ) ε; those of other classes scale their inputs otherwise."""
 HUB_NAME = r"(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})"
 
 
@@ -92,6 +94,14 @@ def check_base(folder: Path) -> None:
                 f"base.pretrained is '{folder}', whose model_index.json gives {named[part]} as {part}; "
                 f"SeaS needs {wanted}"
             )
+    try:
+        scheduler = json.loads((folder / "scheduler/scheduler_config.json").read_text())["_class_name"]
+    except (ValueError, LookupError, TypeError):
+        raise InputError(f"base.pretrained is '{folder}', whose scheduler/scheduler_config.json is damaged") from None
+    if scheduler not in SCHEDULERS:
+        raise InputError(
+            f"base.pretrained is '{folder}', whose scheduler is a {scheduler}; SeaS needs one of {', '.join(SCHEDULERS)}"
+        )
 
 
 def check_stable_diffusion(folder: Path) -> None:

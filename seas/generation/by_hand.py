@@ -17,7 +17,7 @@ def generate_by_hand(
     number: int,
     first: int = 0,
     output: Path,
-    seed: int,
+    seed: int | None,
     rmp: Path | None,
     device: str,
 ) -> None:
@@ -25,14 +25,14 @@ def generate_by_hand(
 
     The mask branch and the settings are those that the workflow used beside the generator, so that the images are
     the workflow's own, and more of them; without a finished generation there the paper's settings are taken.
-    ``device`` alone is chosen here.
+    ``device`` alone is chosen here, and ``seed``, the generator's own if None.
 
     Raises InputError for an existing output, an unknown type, or a missing or damaged folder.
     """
     generator, output = Path(generator), Path(output)
     if output.exists():
         raise InputError(f"{output} exists already; name a folder that does not")
-    read_manifest(generator)
+    trained_with = read_manifest(generator)["seed"]
     run, product = generator.resolve().parent.parent, generator.resolve().name
     beside = rmp or run / "rmp" / product
     if anomaly_type == "good":
@@ -42,7 +42,7 @@ def generate_by_hand(
     settings, compute = _settings_beside(run / "generation" / product, device)
     print(f"settings: {json.dumps(settings.model_dump(mode='json'))}", flush=True)
     wanted = {anomaly_type: range(first, first + number)}
-    generate_tree(generator, beside, wanted, settings, compute, seed, output=output)
+    generate_tree(generator, beside, wanted, settings, compute, trained_with if seed is None else seed, output=output)
 
 
 def _settings_beside(generation: Path, device: str) -> tuple[GenerationSettings, ComputeSettings]:

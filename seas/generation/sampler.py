@@ -57,7 +57,15 @@ def sampling_scheduler(config, sampler: str) -> DPMSolverMultistepScheduler:
     DPM-Solver++ of the second order, or of the first, which is DDIM without noise.
     """
     return DPMSolverMultistepScheduler.from_config(
-        config, algorithm_type="dpmsolver++", solver_order=1 if sampler == "ddim" else 2, timestep_spacing="linspace"
+        config,
+        algorithm_type="dpmsolver++",
+        solver_order=1 if sampler == "ddim" else 2,
+        timestep_spacing="linspace",
+        # The timesteps are ours: a base that asks for others' noise levels would refuse them.
+        use_karras_sigmas=False,
+        use_exponential_sigmas=False,
+        use_beta_sigmas=False,
+        use_lu_lambdas=False,
     )
 
 

@@ -143,7 +143,9 @@ def loss_curves(losses: dict[str, pd.DataFrame], path: Path) -> None:
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.2), layout="constrained")
-        for axes, (trainer, table) in zip(figure.subplots(1, len(losses)), losses.items(), strict=True):
+        for axes, (trainer, table) in zip(
+            figure.subplots(1, len(losses), squeeze=False)[0], losses.items(), strict=True
+        ):
             names = [column for column in table if column != "step"]
             window = max(1, len(table) // 25)
             for name, colour in zip(names, cycle(LOSS_COLOURS)):

@@ -279,6 +279,8 @@ def paper_table(compared: pd.DataFrame) -> TextTable:
     """The comparison as it is shown."""
     rows = [
         [
+            row.dataset,
+            row.experiment,
             row.product or "mean",
             row.method,
             row.model or MISSING,
@@ -291,7 +293,8 @@ def paper_table(compared: pd.DataFrame) -> TextTable:
         ]
         for row in compared.itertuples()
     ]
-    return TextTable(["product", "method", "model", "variant", "metric", "here", "paper", "difference", "table"], rows)
+    columns = ["dataset", "experiment", "product", "method", "model", "variant", "metric", "here", "paper"]
+    return TextTable([*columns, "difference", "table"], rows)
 
 
 def _losses(run: ReportedRun, figures: Path) -> Block:

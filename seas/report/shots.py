@@ -35,6 +35,8 @@ def shots_parts(runs: Sequence[ReportedRun], results: pd.DataFrame, figures: Pat
             continue
         own = results[(results.dataset == dataset) & results.experiment.isin(number) & (results.level != "generation")]
         scores = _means(own).assign(shots=lambda rows, number=number: rows.experiment.map(number))
+        # Experiments of equal settings share their results: each counts once.
+        scores = scores.drop_duplicates(["product", "model", "trained_on", "shots", "seed", "level", "metric"])
         blocks = []
         for model, of_model in scores.groupby("model"):
             path = figures / dataset / f"shots_{family}_{model}.png"
