@@ -58,7 +58,7 @@ def sha256(path: Path) -> str:
     path = Path(path)
     if path.is_dir() and not (path / MANIFEST).exists():
         files = ((file.relative_to(path), file) for file in path.rglob("*") if file.is_file())
-        listing = sorted((str(name), file.stat().st_size) for name, file in files if not _hidden(name))
+        listing = sorted((str(name), file.stat().st_size) for name, file in files if not hidden(name))
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     if path.is_dir():
         path = path / MANIFEST
@@ -68,7 +68,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _hidden(path: Path) -> bool:
+def hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 

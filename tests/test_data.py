@@ -206,6 +206,16 @@ class TestIndex:
         # a blank is no group, and NA is a group's name like any other
         (dataset / "bolt/groups.csv").write_text("image,group\ntest/cut/0.png,NA\ntest/cut/1.png,NA\ntest/cut/2.png,\n")
         assert read_groups(dataset, "bolt", "groups.csv") == {f"bolt/test/cut/{number}.png": "NA" for number in (0, 1)}
+        # the same image, however its path is written
+        (dataset / "bolt/groups.csv").write_text("image,group\n./test/cut/0.png,x\ntest//cut/1.png,x\n")
+        assert read_groups(dataset, "bolt", "groups.csv") == {f"bolt/test/cut/{number}.png": "x" for number in (0, 1)}
+        for line, message in (
+            ("ground_truth/cut/0_mask.png,x", "names 'ground_truth/cut/0_mask.png'; name images as test/"),
+            ("test/cut/0.png,x\ntest/cut/0.png,y", "gives the image 'test/cut/0.png' two groups, 'x' and 'y'"),
+        ):
+            (dataset / "bolt/groups.csv").write_text(f"image,group\n{line}\n")
+            with pytest.raises(InputError, match=message):
+                read_groups(dataset, "bolt", "groups.csv")
         (dataset / "bolt/groups.csv").write_text("image,group\ntest/cut/7.png,x\n")
         with pytest.raises(InputError, match=r"groups\.csv names the image 'test/cut/7\.png'"):
             split_product(tmp_path / "index.parquet", data, 0, **arguments)

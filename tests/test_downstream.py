@@ -1,6 +1,7 @@
 """Segmentation: the network's facts, equal conditions of the arms, resume, scoring, prediction on own photographs."""
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -460,6 +461,20 @@ class TestPredict:
         (tmp_path / "empty").mkdir()
         with pytest.raises(InputError, match="empty holds no photograph"):
             predict_images(trained, [tmp_path / "empty"], tmp_path / "out", CPU)
+
+    def test_what_is_not_read_is_named_and_hidden_files_are_passed_by(self, trained, tmp_path):
+        folder = tmp_path / "photographs"
+        for name in ("a.png", ".thumbnails/a.png", "b.webp"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32)).save(folder / name)
+        with pytest.raises(InputError, match=r"b\.webp: this kind of picture is not read; save it as PNG"):
+            predict_images(trained, [folder], tmp_path / "out", CPU)
+        (folder / "b.webp").unlink()
+        predict_images(trained, [folder], tmp_path / "out", CPU)
+        assert len(pd.read_csv(tmp_path / "out/predictions.csv")) == 1
+        (folder / "a.png").rename(folder / os.fsdecode(b"St\xfcck.png"))
+        with pytest.raises(InputError, match="has a name that cannot be written down"):
+            predict_images(trained, [folder], tmp_path / "again", CPU)
 
     def test_no_model(self, tmp_path):
         with pytest.raises(InputError, match=r"is no trained segmentation model: model\.json is missing"):

@@ -1,5 +1,7 @@
 """Windows of photographs: what covers what, whose they are, and that nothing of a defect is lost."""
 
+import shutil
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -59,6 +61,15 @@ def test_windows_are_a_dataset_and_cut_from_the_photographs(photographs, tmp_pat
     assert read_groups(out, "part", "twins.csv")["part/test/scratch/000_00000_00000.png"] == "a"
     photograph = read_groups(out, "part", "photographs.csv")
     assert photograph["part/train/good/000_00000_00032.png"] == "train/good/000.png"
+
+
+def test_a_product_without_groups_is_grouped_by_photograph(photographs, tmp_path):
+    """Or windows of one photograph would train and test."""
+    shutil.copytree(photographs / "part", photographs / "plain")
+    (photographs / "plain/twins.csv").unlink()
+    write_windows(photographs, 64, tmp_path / "windows", "twins.csv")
+    groups = read_groups(tmp_path / "windows", "plain", "twins.csv")
+    assert groups == read_groups(tmp_path / "windows", "plain", "photographs.csv") and len(groups) == 3
 
 
 def test_a_window_beside_the_defect_is_good_and_in_the_photographs_group(photographs, tmp_path):

@@ -1,7 +1,7 @@
 """Which photographs train and which test (Sec. 4.1)."""
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
@@ -84,7 +84,7 @@ def read_groups(root: Path, product: str, file: str) -> dict[str, str]:
     The csv has a heading line; its first column names images relative to the product's folder, its second their groups. An
     image whose group is blank is not grouped.
 
-    Raises InputError when the file is damaged or names an image that does not exist.
+    Raises InputError when the file is damaged, names what is no image of the product, or gives an image two groups.
     """
     path = root / product / file
     if not path.exists():
@@ -94,6 +94,15 @@ def read_groups(root: Path, product: str, file: str) -> dict[str, str]:
         images, groups = table.iloc[:, 0], table.iloc[:, 1]
     except (ValueError, IndexError, UnicodeDecodeError):
         raise InputError(f"{path} is no csv with two columns, images and groups") from None
-    if missing := [image for image in images if not (root / product / image).is_file()]:
-        raise InputError(f"{path} names the image '{missing[0]}', which does not exist")
-    return {f"{product}/{image}": group for image, group in zip(images, groups, strict=True) if group}
+    found: dict[str, str] = {}
+    for image, group in zip(images, groups, strict=True):
+        name = PurePosixPath(image).as_posix()  # as the samples are named: test/cut/0.png of ./test//cut/0.png
+        if not (root / product / name).is_file():
+            raise InputError(f"{path} names the image '{image}', which does not exist")
+        if not name.startswith(("test/", "train/")):
+            raise InputError(f"{path} names '{image}'; name images as test/<type>/<name> or train/good/<name>")
+        if group and found.setdefault(f"{product}/{name}", group) != group:
+            raise InputError(
+                f"{path} gives the image '{image}' two groups, '{found[f'{product}/{name}']}' and '{group}'"
+            )
+    return found

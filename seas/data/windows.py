@@ -35,7 +35,8 @@ def write_windows(root: Path, side: int, out: Path, groups: str | None = None) -
 
     A window is named by its photograph and its first row and column, in pixels. One without an anomaly is a good one,
     in test/good where its photograph shows a defect elsewhere. photographs.csv groups each product's windows by
-    photograph; the file ``groups`` of a product's folder is carried over to its windows. After a fault nothing is left.
+    photograph; the file ``groups`` of a product's folder is carried over to its windows,
+    those of a photograph that it does not name are a group. After a fault nothing is left.
 
     Returns the number of windows. Raises InputError for faults of the dataset, or when ``out`` exists.
     """
@@ -76,7 +77,7 @@ def write_windows(root: Path, side: int, out: Path, groups: str | None = None) -
                     f"{root / product}: another photograph has the name of {table.photograph[twice].iloc[0]}; rename one"
                 )
             _write_groups(table[["window", "photograph"]], folder / product / PHOTOGRAPHS)
-            if of_photograph:
+            if groups:
                 named = table.assign(group=table.group.fillna(table.photograph))
                 _write_groups(named[["window", "group"]], folder / product / groups)
             written += len(table)

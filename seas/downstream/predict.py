@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from seas.artifacts import writing_file
+from seas.artifacts import hidden, writing_file
+from seas.data.mvtec_ad import IMAGE_SUFFIXES, OTHER_PICTURES
 from seas.data.windows import window_places
 from seas.downstream.model import anomaly_maps, load_model
 from seas.errors import InputError
@@ -16,8 +17,6 @@ from seas.images import fit, outlined, placement, read_image, write_image
 from seas.scores import image_maxima
 from seas.settings import ComputeSettings
 from seas.training import prepare_device, progress
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 
 
 def predict_images(
@@ -70,17 +69,20 @@ def _photographs(images: Sequence[Path]) -> dict[str, Path]:
     paths: list[Path] = []
     for given in map(Path, images):
         if given.is_dir():
-            inside = sorted(
-                path for path in given.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-            )
+            files = [path for path in sorted(given.rglob("*")) if not hidden(path.relative_to(given))]
+            if unread := [path for path in files if path.suffix.lower() in OTHER_PICTURES]:
+                raise InputError(f"{unread[0]}: this kind of picture is not read; save it as PNG")
+            inside = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
             if not inside:
-                raise InputError(f"the folder {given} holds no photograph ({', '.join(sorted(SUFFIXES))})")
+                raise InputError(f"the folder {given} holds no photograph ({', '.join(sorted(IMAGE_SUFFIXES))})")
             paths += inside
         elif given.is_file():
             paths.append(given)
         else:
             raise InputError(f"the photograph {given} does not exist")
     paths = list(dict.fromkeys(paths))
+    if odd := [path for path in paths if not str(path).isprintable()]:
+        raise InputError(f"the photograph {ascii(str(odd[0]))} has a name that cannot be written down; rename it")
     stems = [path.stem for path in paths]
     names: dict[str, Path] = {}
     for path in paths:
