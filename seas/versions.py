@@ -96,7 +96,8 @@ def _of_product(
     index = RESULTS / dataset / "data" / f"{product}.parquet"
     split = Path(flow.split(dataset, experiment, seed, product))
     base = Path(flow.base(dataset, experiment))
-    trees = {arm["trained_on"] for arm in _arms(flow, dataset, experiment, seed)}
+    arms = _arms(flow, dataset, experiment, seed)
+    trees = {tree for arm in arms for tree in downstream_settings.TREES[arm["trained_on"]]}
 
     read = {"layout": flow.datasets[dataset].layout, "fingerprint": flow.fingerprint(dataset, product)}
     yield Artifact(index, "index", data_settings.INDEX_STAGE_VERSION, read, None, {})

@@ -16,6 +16,7 @@ from seas import runs, versions
 from seas.artifacts import Provenance, damage, read_manifest, stale, write_table, writing_folder
 from seas.compare import changed_settings, compare, difference
 from seas.config import Workflow, overlaid
+from seas.downstream.settings import TREES
 from seas.errors import InputError
 from seas.versions import artifacts, finished, record, restore, set_apart
 
@@ -221,6 +222,15 @@ def test_a_changed_text_of_git_is_named(project, name):
     (Path("results") / name).write_text("changed")
     output = Path("results") / name.split("/")[0]
     assert set_apart(flow()).aside == {output: f"results/{name} is not what the finished stages give"}
+
+
+@pytest.mark.parametrize("arm", TREES)
+def test_what_an_arm_reads_is_looked_at_with_it(project, arm):
+    """Or a right model is set aside, because its input was never found up to date."""
+    found = list(artifacts(flow(downstream={"trained_on": [arm]})))
+    paths = {artifact.path for artifact in found}
+    (model,) = (artifact for artifact in found if artifact.stage == "downstream")
+    assert set(model.inputs.values()) <= paths
 
 
 def test_an_ablation_shares_the_parents_artifacts(project):

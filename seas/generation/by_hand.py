@@ -32,7 +32,7 @@ def generate_by_hand(
     generator, output = Path(generator), Path(output)
     if output.exists():
         raise InputError(f"{output} exists already; name a folder that does not")
-    trained_with = read_manifest(generator)["seed"]
+    trained_seed = read_manifest(generator)["seed"]
     run, product = generator.resolve().parent.parent, generator.resolve().name
     beside = rmp or run / "rmp" / product
     if anomaly_type == "good":
@@ -42,7 +42,7 @@ def generate_by_hand(
     settings, compute = _settings_beside(run / "generation" / product, device)
     print(f"settings: {json.dumps(settings.model_dump(mode='json'))}", flush=True)
     wanted = {anomaly_type: range(first, first + number)}
-    generate_tree(generator, beside, wanted, settings, compute, trained_with if seed is None else seed, output=output)
+    generate_tree(generator, beside, wanted, settings, compute, trained_seed if seed is None else seed, output=output)
 
 
 def _settings_beside(generation: Path, device: str) -> tuple[GenerationSettings, ComputeSettings]:

@@ -28,7 +28,7 @@ class NewRows(nn.Module):
 def add_tokens(pipeline: StableDiffusionPipeline, prompts: Prompts, *, normal_word: str, anomaly_word: str) -> NewRows:
     """Teach the tokenizer the prompts' learned tokens and give the text encoder their rows, each starting as a known word.
 
-    Raises InputError when the tokenizer does not know a start word, or knows a learned token already.
+    Raises InputError when the tokenizer does not know a start word, knows a learned token, or does not fit the text encoder.
     """
     tokenizer, text_encoder = pipeline.tokenizer, pipeline.text_encoder
     table = text_encoder.get_input_embeddings()
@@ -39,8 +39,8 @@ def add_tokens(pipeline: StableDiffusionPipeline, prompts: Prompts, *, normal_wo
     new = tokenizer.add_tokens(prompts.tokens)
     if new != len(prompts.tokens) or len(tokenizer) != len(table.weight) + new:
         raise InputError(
-            f"the base's tokenizer has {len(tokenizer) - new} tokens, some of {', '.join(prompts.tokens)} among them or fewer than its "
-            f"text encoder ({len(table.weight)}); a base must not be a fine-tuned generator"
+            f"the base's tokenizer knows some of {', '.join(prompts.tokens)}, or another number of tokens than its text encoder's "
+            f"{len(table.weight)}; a base must not be a fine-tuned generator"
         )
     rows = [start[normal_word if token in prompts.normal_tokens else anomaly_word] for token in prompts.tokens]
     new_rows = NewRows(table, torch.stack(rows) if rows else table.weight.new_empty(0, table.weight.shape[1]))
