@@ -408,6 +408,10 @@ class Workflow:
     @staticmethod
     def _differences(path: Path, file: DatasetFile | ExperimentFile) -> dict[str, Any]:
         for section in file.settings:
+            if section == "report":
+                raise InputError(
+                    f"{path}: 'settings.report' has no effect; the one report obeys the configuration file's"
+                )
             if section not in Settings.model_fields:
                 raise InputError(
                     f"{path}: 'settings.{section}' is no station; known are {', '.join(Settings.model_fields)}"
@@ -450,8 +454,12 @@ class Workflow:
         return f"{self.folder(dataset, experiment, seed, 'split')}/{product}.parquet"
 
     def shards(self, dataset: str, experiment: str, seed: int | str, product: str) -> list[str]:
-        """The folders in which the shards of a product's generated set are made; none where it is made in one piece."""
-        number = self.settings(dataset, experiment).generation.shards
+        """The folders in which the shards of a product's generated set are made; none where it is made in one piece.
+
+        In how many it is made says the experiment whose set it is.
+        """
+        owner = self.owner(dataset, experiment, "generation")
+        number = self.settings(dataset, owner).generation.shards
         folder = self.folder(dataset, experiment, seed, "generation").removesuffix("generation") + f"shards/{product}"
         return [f"{folder}/{shard}" for shard in range(number)] if number > 1 else []
 

@@ -11,7 +11,10 @@ from seas.resources import Work
 
 
 class Job(NamedTuple):
-    """One job. ``run`` is dataset/experiment/seed, or the dataset alone; ``subject`` is the product, the arm or the base."""
+    """One job. ``run`` is dataset/experiment/seed, or the dataset alone; ``subject`` is the product, the arm or the base.
+
+    ``merged`` is what a shard's output becomes part of, which outlives it.
+    """
 
     stage: str
     run: str
@@ -20,6 +23,7 @@ class Job(NamedTuple):
     log: Path
     after: tuple[Path, ...]
     work: Work
+    merged: Path | None = None
 
     @property
     def gpu(self) -> int:
@@ -28,8 +32,9 @@ class Job(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether its output is there; a folder counts once it is whole."""
-        return self.output.is_file() or (self.output / MANIFEST).is_file()
+        """Whether its output, or the whole that it was merged into, is there; a folder counts once it is whole."""
+        outputs = filter(None, (self.output, self.merged))
+        return any(output.is_file() or (output / MANIFEST).is_file() for output in outputs)
 
 
 def planned(flow: Workflow) -> dict[Path, Job]:
@@ -73,7 +78,8 @@ def _of_a_run(flow: Workflow, dataset: str, experiment: str, seed: int) -> Itera
         for shard in shards:
             name = f"{product}.{Path(shard).name}"
             log = _log(Path(generation)).with_name(f"{name}.log")
-            yield job("generation_shard", name, shard, generator, rmp, work="generation", log=log, product=product)
+            made = job("generation_shard", name, shard, generator, rmp, work="generation", log=log, product=product)
+            yield made._replace(merged=Path(generation))
         work = "merge" if shards else "generation"
         yield job("generation", product, generation, generator, rmp, *shards, work=work, product=product)
         if any("crop_and_paste" in arm for arm in arms):

@@ -1,7 +1,6 @@
 """The training loop that all trainers share: interruptible, resumable bit for bit, with progress and losses."""
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -139,12 +138,9 @@ def write_trained(
         piece, checkpoints = working / "models" / name, working / "training" / name
         if not piece.exists():
             save = trained(checkpoints)
-            unfinished = piece.with_name(f".{name}.partial")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-            write_table(save(unfinished), unfinished / LOSSES)
+            with writing_folder(piece, None) as folder:
+                write_table(save(folder), folder / LOSSES)
             del save  # and the model with it, before the next one is loaded
-            os.replace(unfinished, piece)
             shutil.rmtree(checkpoints, ignore_errors=True)
     with writing_folder(output, provenance) as folder:
         for name in models:

@@ -110,9 +110,10 @@ def test_the_number_of_shards_makes_no_other_set(project):
     settings = workflow.settings("mine", "sharded")
     assert workflow.owner("mine", "sharded", "metrics") == "seas"
     assert "shards" not in workflow.parameters(settings, "generation")["generation"]
+    assert workflow.shards("mine", "sharded", 0, "bolt") == []  # the set is that of seas, made in one piece
     folder = "results/mine/seas/seed0/shards/bolt"
-    assert workflow.shards("mine", "sharded", 0, "bolt") == [f"{folder}/{shard}" for shard in range(3)]
-    assert workflow.shards("mine", "seas", 0, "bolt") == []
+    sharded = flow(experiments=["sharded"], generation={"shards": 3})
+    assert sharded.shards("mine", "seas", 0, "bolt") == [f"{folder}/{shard}" for shard in range(3)]
 
 
 def test_experiments_that_differ_in_the_shots_alone_are_known(project):
@@ -178,6 +179,7 @@ def test_faults_of_the_files(project):
     (config / "datasets/nowhere.yaml").write_text("root: no/such/folder")
     (config / "datasets/rootless.yaml").write_text("layout: mvtec_ad")
     (config / "datasets/stranger.yaml").write_text("root: photos\nsettings: {train: {}}")
+    (config / "datasets/reporting.yaml").write_text("root: photos\nsettings: {report: {examples_per_type: 2}}")
     (config / "datasets/empty.yaml").write_text(f"root: {project / 'config'}")
     (config / "experiments/circle.yaml").write_text("extends: circle")
     (config / "experiments/typo.yaml").write_text("extends: seas\nsettings: {rmp: {learning: 1}}")
@@ -186,6 +188,7 @@ def test_faults_of_the_files(project):
         "nowhere": "'root' is 'no/such/folder', which is no folder",
         "rootless": "rootless.yaml: 'root' is missing",
         "stranger": "'settings.train' is no station",
+        "reporting": "'settings.report' has no effect",
     }.items():
         with pytest.raises(InputError, match=sentence):
             flow(datasets=[dataset])

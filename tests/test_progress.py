@@ -82,6 +82,20 @@ class TestPlan:
         merged = jobs[RUN / "generation/nut"]
         assert (merged.gpu, merged.work.steps) == (0, 0) and RUN / "shards/nut/3" in merged.after
 
+    def test_a_shard_is_done_once_it_is_merged(self, flow):
+        sharded = flow(generation=BASE["generation"] | {"shards": 2})
+        log = Path("results/logs/mine/seas/seed0/generation/nut.0.log")
+        log.parent.mkdir(parents=True)
+        log.write_text("generation nut dent: 1/20 [00:01<00:19]\n")
+        assert "nut.0: 1 of 20" in progress_page(sharded)
+        finish(RUN / "generation/nut", wall_seconds=1)
+        assert "nut.0" not in progress_page(sharded)
+
+    def test_experiments_that_share_a_set_make_it_once_in_its_owners_shards(self, flow):
+        Path("config/experiments/sharded.yaml").write_text("extends: seas\nsettings: {generation: {shards: 2}}\n")
+        jobs = planned(flow(experiments=["seas", "sharded"]))
+        assert not [job for job in jobs.values() if job.stage == "generation_shard"]
+
 
 class TestCost:
     def test_hours_and_path_by_value(self, flow):
