@@ -362,7 +362,8 @@ class TestPredict:
         grey.save(tmp_path / "a/deep.tif")
         predict_images(trained, [tmp_path / "a", tmp_path / "b"], tmp_path / "out", CPU)
         table = pd.read_csv(tmp_path / "out/predictions.csv")
-        assert list(table.columns) == ["image", "score", "threshold", "decision", "anomaly_pixels"]
+        measured = ["score", "threshold", "decision", "peak_row", "peak_column", "anomaly_pixels", "pixel_threshold"]
+        assert list(table.columns) == ["image", *measured]
         assert len(table) == 3 and set(table.decision) <= {"anomalous", "good"}
         assert ((table.score >= table.threshold) == (table.decision == "anomalous")).all()
         maps = sorted((tmp_path / "out/score_maps").iterdir())
@@ -399,7 +400,9 @@ class TestPredict:
             predict_images(trained, [tmp_path / "spot.png"], out, CPU, window_side=side)
             decisions[side] = pd.read_csv(out / "predictions.csv").iloc[0]
         assert decisions[None].decision == "good" and decisions[None].score < 0.5
-        assert (decisions[32].decision, decisions[32].score, decisions[32].anomaly_pixels) == ("anomalous", 1.0, 16)
+        found = decisions[32]
+        assert (found.decision, found.score, found.anomaly_pixels, found.pixel_threshold) == ("anomalous", 1.0, 16, 0.5)
+        assert (found.peak_row, found.peak_column) == (60, 91), "the first of the spot's pixels"
         assert np.array_equal(read_image(tmp_path / "out_32/score_maps/spot.png"), image)
 
         def whole_windows(network, images):

@@ -33,7 +33,8 @@ def predict_images(
     each photograph is cut as they were, and the largest score of its windows decides.
 
     predictions.csv: image, score in [0, 1] (the map's maximum at the model's size, as the threshold was chosen),
-    threshold, decision ("anomalous" or "good") and anomaly_pixels of the photograph.
+    threshold, decision ("anomalous" or "good"), peak_row and peak_column (where the score map is largest, in pixels from the
+    top left), anomaly_pixels of the photograph, and pixel_threshold, which the map of each of them reaches.
     score_maps/: 8-bit PNG at the photograph's size. overlays/: the photograph with what is found outlined.
 
     Raises InputError for an existing output, a folder without photographs, a broken photograph, or a folder that is no
@@ -53,8 +54,19 @@ def predict_images(
             score, scores = _scored_in_windows(network, image, description, window_side or max(image.shape[:2]))
             anomalous = scores >= description.pixel_threshold
             decision = "anomalous" if score >= description.image_threshold else "good"
-            values = [str(path), score, description.image_threshold, decision, int(anomalous.sum())]
-            rows.append(dict(zip(("image", "score", "threshold", "decision", "anomaly_pixels"), values, strict=True)))
+            row, column = np.unravel_index(scores.argmax(), scores.shape)
+            rows.append(
+                {
+                    "image": str(path),
+                    "score": score,
+                    "threshold": description.image_threshold,
+                    "decision": decision,
+                    "peak_row": row,
+                    "peak_column": column,
+                    "anomaly_pixels": int(anomalous.sum()),
+                    "pixel_threshold": description.pixel_threshold,
+                }
+            )
             write_image(np.uint8(np.round(255 * scores)), partial / "score_maps" / f"{name}.png")
             write_image(outlined(image, anomalous), partial / "overlays" / f"{name}.png")
         with writing_file(partial / "predictions.csv") as file:
