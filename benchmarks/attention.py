@@ -11,8 +11,10 @@ from the repository's root after ``make demo``::
 """
 
 import argparse
+import itertools
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -80,17 +82,42 @@ def pixel_ap(maps: np.ndarray, test: pd.DataFrame, root: Path, data) -> float:
     return float(average_precision_score(np.stack([item.mask for item in fitted])[valid], maps[valid]))
 
 
-def trained(flow: Workflow, dataset: str, experiments: list[str], seeds: list[int], files: list[Path]) -> None:
-    """Have the workflow train every generator that is not there yet."""
-    targets = {
-        f"{flow.folder(dataset, experiment, seed, 'generator')}/{product}"
-        for experiment in experiments
-        for seed in seeds
-        for product in flow.products(dataset)
-    }
-    chosen = [f"datasets=[{dataset}]", f"experiments=[{','.join(experiments)}]", f"seeds=[{','.join(map(str, seeds))}]"]
-    command = [sys.executable, "-m", "snakemake", "--configfile", *map(str, files), "--config", *chosen, "--"]
-    subprocess.run([*command, *sorted(targets)], check=True)
+def generator_folder(flow: Workflow, dataset: str, experiment: str, seed: int, product: str) -> str:
+    """The folder of a product's generator."""
+    return f"{flow.folder(dataset, experiment, seed, 'generator')}/{product}"
+
+
+def attention_aps(
+    flow: Workflow, dataset: str, experiments: list[str], seed: int, product: str
+) -> dict[str, float | int]:
+    """The experiments' AP on the abnormal test images of a product, that of the position prior and of chance, and the images' number."""
+    data, root = flow.settings(dataset, experiments[0]).data, flow.datasets[dataset].root
+    device = torch.device(flow.settings(dataset, experiments[0]).compute.device)
+    split = read_table(Path(flow.split(dataset, experiments[0], seed, product)))
+    test = split[(split.role == "test") & (split.type != "good")]
+    seen = (test, root, data)
+    row: dict[str, float | int] = {"images": len(test)}
+    for experiment in experiments:
+        folder = Path(generator_folder(flow, dataset, experiment, seed, product))
+        layers = flow.settings(dataset, experiment).generator.attention_layers
+        row[experiment] = pixel_ap(attention_scores(folder, *seen, layers, device), *seen)
+    row["position_prior"] = pixel_ap(position_prior(split, *seen), *seen)
+    row["chance"] = pixel_ap(np.zeros((len(test), *[data.image_size] * 2)), *seen)
+    return row
+
+
+def make(targets: Iterable[str], flow: Workflow, files: list[Path]) -> None:
+    """Have the workflow make what is not there yet."""
+    chosen = {"datasets": flow.config.datasets, "experiments": flow.config.experiments, "seeds": flow.config.seeds}
+    values = [f"{key}=[{','.join(map(str, values))}]" for key, values in chosen.items()]
+    command = [sys.executable, "-m", "snakemake", "--configfile", *map(str, files), "--config", *values, "--"]
+    subprocess.run([*command, *sorted(set(targets))], check=True)
+
+
+def make_generators(flow: Workflow, dataset: str, files: list[Path]) -> None:
+    """Have the workflow train every generator of a dataset that is not there yet."""
+    of = itertools.product(flow.config.experiments, flow.config.seeds, flow.products(dataset))
+    make((generator_folder(flow, dataset, *run) for run in of), flow, files)
 
 
 def main() -> None:
@@ -103,24 +130,13 @@ def main() -> None:
 
     dataset, experiments, seeds = arguments.dataset, arguments.experiments, arguments.seeds
     flow = load_workflow(arguments.config, datasets=[dataset], experiments=experiments, seeds=seeds)
-    trained(flow, dataset, experiments, seeds, arguments.config)
+    make_generators(flow, dataset, arguments.config)
     torch.set_num_threads(2)
-    device = torch.device(flow.settings(dataset, experiments[0]).compute.device)
-    root, rows = flow.datasets[dataset].root, []
-    for product in flow.products(dataset):
-        for seed in seeds:
-            settings = flow.settings(dataset, experiments[0])
-            split = read_table(Path(flow.split(dataset, experiments[0], seed, product)))
-            test = split[(split.role == "test") & (split.type != "good")]
-            seen = (test, root, settings.data)
-            row = {"product": product, "seed": seed, "images": len(test)}
-            for experiment in experiments:
-                generator = Path(flow.folder(dataset, experiment, seed, "generator")) / product
-                layers = flow.settings(dataset, experiment).generator.attention_layers
-                row[experiment] = pixel_ap(attention_scores(generator, *seen, layers, device), *seen)
-            row["position_prior"] = pixel_ap(position_prior(split, *seen), *seen)
-            row["chance"] = pixel_ap(np.zeros((len(test), *[settings.data.image_size] * 2)), *seen)
-            rows.append(row)
+    rows = [
+        {"product": product, "seed": seed, **attention_aps(flow, dataset, experiments, seed, product)}
+        for product in flow.products(dataset)
+        for seed in seeds
+    ]
     print(pd.DataFrame(rows).round(3).to_string(index=False))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from attention import trained
+from attention import generator_folder, make_generators
 
 from seas.artifacts import read_table
 from seas.base.model import training_target
@@ -77,7 +77,7 @@ def main() -> None:
 
     dataset, experiments, seeds = arguments.dataset, arguments.experiments, arguments.seeds
     flow = load_workflow(arguments.config, datasets=[dataset], experiments=experiments, seeds=seeds)
-    trained(flow, dataset, experiments, seeds, arguments.config)
+    make_generators(flow, dataset, arguments.config)
     torch.set_num_threads(2)
     rows = []
     for experiment in experiments:
@@ -86,7 +86,7 @@ def main() -> None:
             for product in flow.products(dataset):
                 split = read_table(Path(flow.split(dataset, experiment, seed, product)))
                 shots = split[split.role == "shot"]
-                generator = Path(flow.folder(dataset, experiment, seed, "generator")) / product
+                generator = Path(generator_folder(flow, dataset, experiment, seed, product))
                 updates = settings.generator.updates_with_shots(shots.type.nunique(), len(shots))
                 images = settings.generator.abnormal_per_batch * settings.generator.gradient_accumulation
                 draws = updates * images / len(shots)

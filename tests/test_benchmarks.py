@@ -129,3 +129,30 @@ def test_points_of_the_curve_accumulate_and_are_replaced(tmp_path):
     kept = pd.read_csv(points)
     assert len(kept) == 6 and set(kept.dataset) == {"tiles", "other"}
     assert read_image(tmp_path / "plot.png").std() > 5
+
+
+def test_ablations_are_paired_by_seed(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    program = runpy.run_path(str(REPOSITORY / "benchmarks/ablations.py"))
+    scores = {
+        ("seas", 0): 40.0,
+        ("without", 0): 30.0,
+        ("seas", 1): 44.0,
+        ("without", 1): 45.5,
+        ("seas", 2): 48.0,
+        ("without", 2): 45.0,
+    }
+    rows = pd.DataFrame(
+        [
+            {"experiment": name, "seed": seed} | dict.fromkeys(program["DECIMALS"], value)
+            for (name, seed), value in scores.items()
+        ]
+    )
+    prior = pd.DataFrame([{"experiment": "position prior", "seed": seed, "attention AP": 50.0} for seed in range(3)])
+    rows = pd.concat([rows, prior], ignore_index=True)
+    means = {row[0]: row[1:] for row in program["means"](rows).rows}
+    assert means["seas"][0] == "44.000 ± 4.000" and means["seas"][-1] == "44.0 ± 4.0"
+    assert means["position prior"] == ["50.000 ± 0.000", *[""] * 6]
+    differences = {row[0]: row[1:] for row in program["differences"](rows, "seas").rows}
+    assert differences["without less seas"][-1] == "-10.0, +1.5, -3.0"
+    assert differences["position prior less seas"] == ["+10.000, +6.000, +2.000", *[""] * 6]
