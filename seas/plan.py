@@ -77,8 +77,7 @@ def _of_a_run(flow: Workflow, dataset: str, experiment: str, seed: int) -> Itera
         shards = flow.shards(dataset, experiment, seed, product)
         for shard in shards:
             name = f"{product}.{Path(shard).name}"
-            log = _log(Path(generation)).with_name(f"{name}.log")
-            made = job("generation_shard", name, shard, generator, rmp, work="generation", log=log, product=product)
+            made = job("generation_shard", name, shard, generator, rmp, work="generation", product=product)
             yield made._replace(merged=Path(generation))
         work = "merge" if shards else "generation"
         yield job("generation", product, generation, generator, rmp, *shards, work=work, product=product)

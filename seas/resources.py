@@ -143,7 +143,7 @@ def work(stage: str, settings: Any, *, types: int, parameters: int, tested: int 
     if stage == "generation":
         pairs = made.pairs_per_type * types
         steps, pairs = -(-(pairs + made.normals) // made.shards), -(-pairs // made.shards)
-        return Work(stage, device, steps, side**2, made.images_at_once(device), parameters, counted=pairs)
+        return Work(stage, device, steps, side**2, made.images_at_once(device, side), parameters, counted=pairs)
     if stage == "metrics":
         images, pixels = made.pairs_per_type * types + made.normals, settings.metrics.image_size**2
         return Work(stage, device, images, pixels, max(made.pairs_per_type, made.normals))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -241,10 +241,18 @@ def _save_checkpoint(
 def _load_checkpoint(
     path: Path, state: Mapping[str, nn.Module | Optimizer]
 ) -> tuple[int, list[dict], list[Mapping[str, Tensor]]]:
-    """The number of finished updates, the recorded losses, and those of the updates since the last record."""
+    """The number of finished updates, the recorded losses, and those of the updates since the last record.
+
+    A checkpoint that a power loss has emptied or cut short counts as none.
+    """
     if not path.exists():
         return 0, [], []
-    with safe_open(path, "pt") as file:
+    try:
+        opened = safe_open(path, "pt")
+    except SafetensorError:
+        print(f"the checkpoint {path.name} is damaged; the training begins anew", flush=True)
+        return 0, [], []
+    with opened as file:
         metadata = file.metadata()
         groups, names = json.loads(metadata["groups"]), list(file.keys())
         for name, part in state.items():

@@ -154,6 +154,26 @@ class TestTree:
         assert len(made) < whole
         assert not (tmp_path / ".washer.working").exists()
 
+    def test_what_a_power_loss_emptied_is_made_again(self, tree, generator, rmp, tmp_path, monkeypatch):
+        output = tmp_path / "washer"
+
+        def dies(*arguments, **facts):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(diffusion, "write_images_table", dies)
+            with pytest.raises(KeyboardInterrupt):
+                generate_product(generator, rmp, FEW, CPU, 0, output=output)
+        pieces = tmp_path / ".washer.working"
+        (pieces / "tree/test/dent/0000.png").write_bytes(b"")
+        (pieces / "tree/ground_truth/rust/0002_mask.png").unlink()
+        next((pieces / "records/scratch").glob("*.json")).write_bytes(b"")
+        made, make = [], PairSampler.make
+        monkeypatch.setattr(PairSampler, "make", lambda self, t, wanted: made.append(t) or make(self, t, wanted))
+        generate_product(generator, rmp, FEW, CPU, 0, output=output)
+        assert folder_bytes(output) == folder_bytes(tree) and set(made) == {"dent", "rust", "scratch"}
+        assert pd.read_parquet(output / "images.parquet").equals(pd.read_parquet(tree / "images.parquet"))
+
     def test_a_shard_gives_the_same_images(self, tree, generator, rmp, tmp_path):
         generate_tree(generator, rmp, {"rust": range(2, 3)}, FEW, CPU, 0, output=tmp_path / "shard")
         shard = folder_bytes(tmp_path / "shard")
@@ -253,6 +273,11 @@ class TestSampler:
         automatic = PairSampler(*rest, GenerationSettings(), CPU, 0)
         assert automatic.batch_size == 8
 
+    @pytest.mark.parametrize(("side", "images"), [(64, 64), (256, 64), (512, 16), (1024, 4), (4096, 1)])
+    def test_the_automatic_batch_on_a_gpu_shrinks_with_the_image(self, side, images):
+        assert GenerationSettings().images_at_once("cuda", side) == images
+        assert GenerationSettings(batch_size=48).images_at_once("cuda", side) == 48
+
     def test_guidance_mixes_both_halves(self, sampler):
         plain = sampler.settings
         sampler.settings = plain.model_copy(update={"guidance": 1.0})
@@ -346,6 +371,18 @@ class TestSampler:
         assert PairSampler(
             sampler.pipeline, sampler.rmp, sampler.prompts, sampler.start, FEW, CPU, 0
         ).first == first_timestep(sampler.pipeline.scheduler.alphas_cumprod, FEW.initial_signal)
+
+    def test_a_signal_below_the_last_timesteps_is_kept(self, sampler):
+        last = float(sampler.pipeline.scheduler.alphas_cumprod[-1].sqrt())
+        settings = FEW.model_copy(update={"initial_signal": last / 4})
+        faint = PairSampler(sampler.pipeline, sampler.rmp, sampler.prompts, sampler.start, settings, CPU, 0)
+        assert faint.first == 999
+        latents, (source,) = faint._first_latents("dent", [(3, 0)])
+        random = torch_rng(0, "generation", "dent", 3, 0)
+        torch.randint(len(faint.start.latents), (1,), generator=random)
+        noise = torch.randn(latents.shape[1:], generator=random)
+        expected = last / 4 * faint.start.latents[source] + (1 - (last / 4) ** 2) ** 0.5 * noise
+        assert torch.allclose(latents[0], expected, atol=1e-6)
 
     def test_masks_are_the_mean_of_the_last_steps(self, sampler, monkeypatch):
         probabilities = iter([torch.full((2, 32, 32), p) for p in (0.1, 0.1, 0.5)])

@@ -310,6 +310,14 @@ class TestAttention:
         recorder.remove()
         assert torch.equal(unet(latents, 5, context).sample, plain)
 
+    def test_maps_of_levels_that_halve_an_odd_side(self, tiny_base):
+        """13 → 7 → 4: the side of 4 is not 13 divided by any whole number and rounded up by the area's root."""
+        unet = load_pipeline(tiny_base).unet
+        recorder = AttentionMaps(unet, [1, 2, 3])
+        unet(torch.randn(1, unet.config.in_channels, 13, 9), 5, torch.randn(1, 7, unet.config.cross_attention_dim))
+        shapes = {layer: tuple(maps.shape[1:3]) for layer, maps in recorder.read(13, 9).items()}
+        assert shapes == {1: (13, 9), 2: (7, 5), 3: (4, 3)}
+
     def test_softmax_over_pixels_sums_to_one_over_the_picture(self, tiny_base):
         unet = load_pipeline(tiny_base).unet
         recorder = AttentionMaps(unet, [2], "pixels")

@@ -84,7 +84,7 @@ class TestPlan:
 
     def test_a_shard_is_done_once_it_is_merged(self, flow):
         sharded = flow(generation=BASE["generation"] | {"shards": 2})
-        log = Path("results/logs/mine/seas/seed0/generation/nut.0.log")
+        log = Path("results/logs/mine/seas/seed0/shards/nut/0.log")
         log.parent.mkdir(parents=True)
         log.write_text("generation nut dent: 1/20 [00:01<00:19]\n")
         assert "nut.0: 1 of 20" in progress_page(sharded)

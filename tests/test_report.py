@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -169,7 +170,14 @@ def write_arm(run: Path, products: list[str], arm: str, seed: int) -> dict[str, 
             precision = 1 - recall ** (ap / 20)
             curves.append(pd.DataFrame(dict(product=product, level=level, precision=precision, recall=recall)))
     rows.append(dict(product="", method=ARMS[arm], variant="", level="pixel", metric="ap", value=-1.0))
-    with artifact(folder, "downstream", {"downstream": {"updates": 100}, "compute": {"threads": 1}}) as partial:
+    with artifact(
+        folder,
+        "downstream",
+        {
+            "downstream": {"updates": 100, "image_size": SIZE, "model": "bisenet_v2", "trained_on": arm},
+            "compute": {"threads": 1},
+        },
+    ) as partial:
         write_table(pd.DataFrame(rows), partial / "scores.parquet")
         write_table(pd.concat(curves), partial / "curves.parquet")
         write_table(losses("loss", "head"), partial / "losses.parquet")
@@ -253,6 +261,10 @@ def test_mean_needs_every_product_and_names_mixed_protocols(runs):
     assert "kid" not in set(means_over_products(without).metric)
     mixed = results.assign(protocol=results["product"])
     assert set(means_over_products(mixed).protocol) == {"mixed"}
+    untested = results[(results["product"] == "bottle") | (results.level == "generation")]
+    extra = untested[untested.level != "generation"].assign(product="cable")
+    means = means_over_products(pd.concat([untested, extra]))
+    assert {"kid", "auroc"} <= set(means.metric), "carpet has no test images: the models' means are over the others"
     assert means_over_products(results[results["product"] == "carpet"]).empty
 
 
@@ -412,10 +424,10 @@ def test_page_says_what_the_numbers_are(report, runs):
 
 
 def test_cost_is_computed_from_what_the_runs_recorded(runs, report):
-    def facts(folder, **measured):
+    def facts(folder, peak, **measured):
         file = folder / "run.json"
         known = json.loads(file.read_text())
-        known |= {"measured": measured, "device": "card", "peak_device_memory_mib": 20_000}
+        known |= {"measured": measured, "device": "card", "peak_device_memory_mib": peak}
         return file, json.dumps(known)
 
     run = runs[0]
@@ -426,7 +438,7 @@ def test_cost_is_computed_from_what_the_runs_recorded(runs, report):
             (results.rmp, True, {"updates": 10, "update_seconds": 10.0}),
             (results.generation, False, {"pairs": 4, "pair_seconds": 2.0}),
         ):
-            file, text = facts(folder, **measured)
+            file, text = facts(folder, 20_000 if folder == results.rmp else 10_000, **measured)
             kept[file] = file.read_bytes()
             file.write_text(text)
             if trained:
@@ -466,7 +478,8 @@ def test_pairs_that_two_experiments_share_are_shown_once(runs, tmp_path, monkeyp
 def test_what_git_keeps_of_the_results(report, runs):
     kept = report / "first"
     settings = json.loads((kept / "settings.json").read_text())["mvtec_ad"]["seas"]
-    assert settings["downstream"] == {"compute": {"threads": 1}, "downstream": {"updates": 100}, "stage_version": 1}
+    obeyed = {"updates": 100, "image_size": SIZE}
+    assert settings["downstream"] == {"compute": {"threads": 1}, "downstream": obeyed, "stage_version": 1}
     assert settings["generation"] == {"generation": {"threshold": 0.2}, "stage_version": 1}
     names = sorted(str(path.relative_to(kept / "plots")) for path in (kept / "plots").rglob("*.csv"))
     run = "mvtec_ad/seas/seed1"
@@ -552,3 +565,24 @@ def test_experiments_that_differ_in_the_shots_alone_share_a_part(runs, tmp_path)
     (same,) = shots.shots_parts([*both, alias], collect([*both, alias]), tmp_path)
     assert same.blocks[0].table == part.blocks[0].table, "the same results under a second name are no further seeds"
     assert not list(shots.shots_parts(runs, collect(runs), tmp_path))
+
+
+def test_arms_that_see_enlarged_images_are_named(runs):
+    results = collect(runs)
+    assert not [sentence for sentence in parts.limits(runs, results) if "enlarged" in sentence]
+    smaller = [replace(run, image_size=SIZE // 2) for run in runs]
+    assert [f"have {SIZE // 2} px and are enlarged to {SIZE}" in s for s in parts.limits(smaller, results)].count(
+        True
+    ) == 1
+
+
+def test_words_that_stand_for_tokens_head_a_column_for_each_of_their_pieces():
+    class Pieces:
+        def __call__(self, word, add_special_tokens):
+            return SimpleNamespace(input_ids=[ord(word[0]), ord(word[1])])
+
+        def convert_ids_to_tokens(self, ids):
+            return [chr(number) + "</w>" * (chr(number) == "e") for number in ids]
+
+    prompts = Prompts.typical("he", ["dent"], anomaly_word="de")
+    assert parts.tokens_shown(prompts, SimpleNamespace(tokenizer=Pieces())) == ["d", "e", "h", "e"]

@@ -68,6 +68,19 @@ def test_a_checkpoint_is_really_used(tmp_path):
     assert steps == list(range(10, 23))
 
 
+@pytest.mark.parametrize("left", [0, 100], ids=["empty", "cut short"])
+def test_a_damaged_checkpoint_counts_as_none(tmp_path, left, capsys):
+    whole, killed, again = Toy(), Toy(), Toy()
+    losses = whole.run(tmp_path / "whole")
+    killed.dies_at = 13
+    with pytest.raises(KeyboardInterrupt):
+        killed.run(tmp_path / "killed")
+    checkpoint = tmp_path / "killed" / CHECKPOINT
+    checkpoint.write_bytes(checkpoint.read_bytes()[:left])
+    assert again.run(tmp_path / "killed").equals(losses)
+    assert "damaged; the training begins anew" in capsys.readouterr().out
+
+
 def test_recorded_losses_are_means(tmp_path):
     tmp_path.joinpath("w").mkdir()
     losses = train(

@@ -203,9 +203,9 @@ def _thresholds(
 
 
 def _means(scores: list[dict]) -> list[dict]:
-    means = pd.DataFrame(scores).groupby(["level", "metric"], sort=False).value.mean()
     return [
-        {"product": "", "level": level, "metric": metric, "value": value} for (level, metric), value in means.items()
+        {"product": "", "level": level, "metric": metric, "value": of_products.value.mean(skipna=False)}
+        for (level, metric), of_products in pd.DataFrame(scores).groupby(["level", "metric"], sort=False)
     ]
 
 

@@ -121,7 +121,8 @@ def generate_tree(
     known = {name: model for model in models for name in Prompts.load(model).types}
     for name in wanted:
         if name != "good" and name not in known:
-            Prompts.load(models[0]).abnormal(name)
+            product = Prompts.load(models[0]).product
+            raise InputError(f"'{name}' is no anomaly type of {product}; its types are {', '.join(known)}")
     if rmp is None and set(wanted) != {"good"}:
         raise InputError("masks need the mask branch; name the folder of a finished rmp")
     pieces = working_folder(output, provenance)
@@ -138,9 +139,8 @@ def generate_tree(
         sampler = PairSampler(pipeline, network, prompts, load_encoded(model).start_normals(), settings, compute, seed)
         for name, indices in shares.items():
             _make(sampler, name, indices, pieces, f"generation {prompts.product} {name}")
-    rows = [
-        row for file in sorted((pieces / "records").rglob(FINISHED_BATCHES)) for row in json.loads(file.read_text())
-    ]
+        del sampler, network, pipeline  # before the next one is loaded
+    rows = [row for name in wanted for row in _recorded(pieces, name)]
     with writing_folder(output, provenance) as folder:
         _link_parts(pieces / "tree", folder)
         write_images_table(rows, folder)
@@ -149,7 +149,7 @@ def generate_tree(
 def _make(sampler: PairSampler, anomaly_type: str, indices: Sequence[int], pieces: Path, label: str) -> None:
     """Make the images that no record counts as done; threads write a batch while the next one is made."""
     records = pieces / "records" / anomaly_type
-    done = {row["index"] for file in records.glob(FINISHED_BATCHES) for row in json.loads(file.read_text())}
+    done = {row["index"] for row in _recorded(pieces, anomaly_type)}
     waiting = deque((index, 0) for index in indices if index not in done)
     bar = progress(range(len(waiting)), label, done=len(indices) - len(waiting))
     next(bar, None)
@@ -173,6 +173,27 @@ def _make(sampler: PairSampler, anomaly_type: str, indices: Sequence[int], piece
         _record(written, records)
     if anomaly_type != "good":  # a normal needs no mask branch: Tab. 7 counts images with masks
         MEASURED.update(pairs=new, pair_seconds=time.monotonic() - started)
+
+
+def _recorded(pieces: Path, anomaly_type: str) -> list[dict]:
+    """The rows of a type's finished batches. A batch of which a power loss has emptied a file is forgotten, and made again."""
+    rows = []
+    for file in sorted((pieces / "records" / anomaly_type).glob(FINISHED_BATCHES)):
+        if of_batch := _whole_batch(file, pieces / "tree"):
+            rows += of_batch
+        else:
+            print(f"{file.name} of {anomaly_type} is damaged; its images are made again", flush=True)
+            file.unlink()
+    return rows
+
+
+def _whole_batch(record: Path, tree: Path) -> list[dict]:
+    try:
+        rows = json.loads(record.read_text())
+        images = [tree / row[kind] for row in rows for kind in ("image", "mask") if row[kind]]
+        return rows if all(image.stat().st_size for image in images) else []
+    except (OSError, ValueError):
+        return []
 
 
 def _record(written: Sequence[Future], records: Path) -> None:

@@ -118,7 +118,8 @@ class PairSampler:
         """``rmp`` may be None when only normals are made."""
         self.pipeline, self.rmp, self.prompts, self.start = pipeline, rmp, prompts, start
         self.settings, self.compute, self.seed = settings, compute, seed
-        self.batch_size = settings.images_at_once(compute.device)
+        side = start.latents.shape[-1] * pipeline.vae_scale_factor
+        self.batch_size = settings.images_at_once(compute.device, side)
         signals = pipeline.scheduler.alphas_cumprod
         begins_last = settings.first_timestep == "last"
         self.first = len(signals) - 1 if begins_last else first_timestep(signals, settings.initial_signal)
@@ -186,7 +187,8 @@ class PairSampler:
 
     def _first_latents(self, anomaly_type: str, wanted: Sequence[tuple[int, int]]) -> tuple[Tensor, list[int]]:
         signal = torch.tensor(self.settings.initial_signal)
-        if self.settings.initial_signal and self.settings.first_timestep == "of_signal":
+        above_the_last = self.first < len(self.pipeline.scheduler.alphas_cumprod) - 1
+        if above_the_last and self.settings.first_timestep == "of_signal":
             signal = self.pipeline.scheduler.alphas_cumprod[self.first].sqrt()
         latents, sources = [], []
         for index, attempt in wanted:

@@ -9,7 +9,9 @@ from seas.settings import StationSettings, setting
 STAGE_VERSION = 3
 CROP_AND_PASTE_STAGE_VERSION = 1
 AUTOMATIC = {"cpu": 8, "cuda": 64}
-"""Images made at once where batch_size is auto; on a GPU the number is halved until they fit into its memory."""
+"""Images made at once, at most, where batch_size is auto; on a GPU the number is halved until they fit into its memory."""
+PIXELS_AT_ONCE = 16 * 512**2
+"""Most pixels of such a batch: 64 images of 512 px would give the VAE tensors of 4.3e9 elements, which not every kernel counts."""
 
 
 class GenerationSettings(StationSettings):
@@ -29,7 +31,7 @@ class GenerationSettings(StationSettings):
     )
     initial_signal: float = setting(
         0.098,
-        "share √ᾱ of a training normal's latent in the first latent; 0 starts from pure noise",
+        "share √ᾱ of a training normal's latent in the first latent, rounded to a timestep's; 0 starts from pure noise",
         source="released code",
         ge=0,
         lt=1,
@@ -61,7 +63,7 @@ class GenerationSettings(StationSettings):
     redraws: int = setting(4, "further tries for a pair whose mask is empty, before it is kept", source="ours", ge=0)
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1, strict=True)] = setting(
         "auto",
-        "images made at once; auto: 8 on the CPU, on a GPU as many as its memory holds, found by halving 64",
+        "images made at once; auto: 8 on the CPU, on a GPU as many as its memory holds, found by halving 64 (16 at 512 px)",
         unit="images",
         source="ours",
     )
@@ -73,9 +75,11 @@ class GenerationSettings(StationSettings):
         ge=1,
     )
 
-    def images_at_once(self, device: str) -> int:
-        """The most images of a batch on a device, "cpu" or "cuda"."""
-        return AUTOMATIC[device] if self.batch_size == "auto" else self.batch_size
+    def images_at_once(self, device: str, side: int) -> int:
+        """The most images of ``side`` pixels in a batch on a device, "cpu" or "cuda"."""
+        if self.batch_size != "auto":
+            return self.batch_size
+        return max(1, min(AUTOMATIC[device], PIXELS_AT_ONCE // side**2))
 
     def of_an_image(self) -> dict[str, Any]:
         """What an image obeys, as plain values: not how many jobs share the work."""

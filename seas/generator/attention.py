@@ -77,8 +77,10 @@ class AttentionMaps:
         maps = {}
         for layer, attentions in self._attentions.items():
             mean = torch.stack([attn.processor.maps for attn in attentions]).mean(dim=0)
-            scale = round((height * width / mean.shape[1]) ** 0.5)
-            maps[layer] = mean.unflatten(1, (-(-height // scale), -(-width // scale)))
+            rows, columns = height, width
+            while rows * columns > mean.shape[1]:  # each level halves, and rounds up
+                rows, columns = -(-rows // 2), -(-columns // 2)
+            maps[layer] = mean.unflatten(1, (rows, columns))
         return maps
 
     def remove(self) -> None:

@@ -71,7 +71,8 @@ def evaluate_product(
 
     IS, IC-LPIPS and IC-LPIPS(a) are measured for each anomaly type (rows of the variant "type=<name>") and
     averaged over the types (variant ""). KID compares the generated normal images with the training normals
-    that the generator has not seen (role "reserve"); it is NaN where one side has fewer than two.
+    that the generator has not trained on (role "reserve"; of windows, some lie beside one of the same photograph that it
+    has); it is NaN where one side has fewer than two.
 
     Raises InputError when nothing was generated or a generated type has no real image.
     """

@@ -22,10 +22,11 @@ def cost(runs: Sequence[ReportedRun]) -> Block:
     for run in runs:
         generators = [results.generator for results in run.products.values()]
         branches = [results.rmp for results in run.products.values()]
-        hours = [sum(map(hours_of, folders)) for folders in (generators, branches)]
+        hours = [sum(map(hours_of, trained)) for trained in (generators, branches)]
         images = [results.generation for results in run.products.values()]
-        peak = max((peak_memory(folder) for folder in [*generators, *images]), default=np.nan)
-        devices = sorted({str(run_facts(folder).get("device", MISSING)) for folder in [*generators, *images]})
+        folders = [*generators, *branches, *images]
+        peak = max(map(peak_memory, folders), default=np.nan)
+        devices = sorted({str(run_facts(folder).get("device", MISSING)) for folder in folders})
         numbers = [_shown(hours[0]), _shown(hours[1]), _shown(sum(hours)), _shown(ms_an_image(images)), _shown(peak)]
         rows.append([run.dataset, run.experiment, str(run.seed), *numbers, ", ".join(devices)])
     printed = paper_results().query("level == 'cost' and method == 'seas'").set_index("metric").paper

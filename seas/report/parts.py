@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 
 from seas.artifacts import read_manifest, read_table
 from seas.generator.pipeline import load_pipeline
-from seas.generator.prompts import Prompts, models_of
+from seas.generator.prompts import Prompts, models_of, token_ids
 from seas.images import load_fitted
 from seas.report.attention import token_attention
 from seas.report.figures import (
@@ -23,6 +23,7 @@ from seas.report.figures import (
     precision_recall,
 )
 from seas.report.page import Block, Part, Picture
+from seas.report.published import settings_of_stages
 from seas.report.runs import ProductResults, ReportedRun
 from seas.report.settings import ReportSettings
 from seas.report.tables import MISSING, TextTable, beside_paper, metric_label, over_seeds, shown, wide
@@ -98,11 +99,25 @@ def limits(runs: Sequence[ReportedRun], results: pd.DataFrame) -> list[str]:
         sentences.append(
             f"Images have {pixels} pixels a side, the paper's {PAPER_IMAGE_SIZE}; such numbers say little beside its."
         )
+    if enlarged := sorted({sizes for run in runs for sizes in _enlarged(run)}):
+        listed = ", ".join(f"{made} px and are enlarged to {tested}" for made, tested in enlarged)
+        sentences.append(
+            f"Generated and pasted images have {listed} for segmentation, photographs are read at that size: "
+            "the arms see defects of different sharpness, and their differences are not those of the sources alone."
+        )
     if any(len(seeds) == 1 for seeds in grouped(runs)):
         sentences.append("An experiment with one seed cannot tell a small difference from chance.")
     if _stand_ins(results):
         sentences.append(_stand_in_sentence(results))
     return sentences
+
+
+def _enlarged(run: ReportedRun) -> Iterator[tuple[int, int]]:
+    """(side of the run's images, side at which its segmentation models see them) where the second is larger."""
+    for arm in run.downstream:
+        tested = read_manifest(arm.folder)["settings"]["downstream"]["image_size"]
+        if tested > run.image_size:
+            yield run.image_size, tested
 
 
 def counts(run: ReportedRun) -> TextTable:
@@ -154,8 +169,9 @@ def _sheet_rows(
     split = read_table(results.split)
     images = read_table(results.generation / "images.parquet")
     layers = read_manifest(results.generator)["settings"]["generator"]["attention_layers"]
-    rows = []
+    rows, headings = [], []
     for pipeline, prompts, name in _types(results.generator):
+        headings = headings or tokens_shown(prompts, pipeline)
         pairs = images[images.type == name].sort_values("index").head(settings.examples_per_type)
         if pairs.empty:
             continue
@@ -169,7 +185,7 @@ def _sheet_rows(
             pipeline, prompts, name, generated, layers=layers, timestep=settings.attention_timestep, seed=run.seed
         )
         rows += [SheetRow(name, *cells) for cells in zip(real, generated, masks, attention, strict=True)]
-    return rows, tokens_shown(Prompts.load(models_of(results.generator)[0]))
+    return rows, headings
 
 
 def _types(generator: Path) -> Iterator[tuple[StableDiffusionPipeline, Prompts, str]]:
@@ -180,17 +196,22 @@ def _types(generator: Path) -> Iterator[tuple[StableDiffusionPipeline, Prompts, 
             yield pipeline, prompts, name
 
 
-def tokens_shown(prompts: Prompts) -> list[str]:
-    """The headings of a type's tokens, the anomaly's first."""
-    counts = {"<df>": len(prompts.anomaly_tokens[prompts.types[0]]), "<ob>": len(prompts.normal_tokens)}
+def tokens_shown(prompts: Prompts, pipeline: StableDiffusionPipeline) -> list[str]:
+    """The headings of a type's tokens, the anomaly's first; of words those of their pieces."""
+    anomaly_tokens = prompts.anomaly_tokens[prompts.types[0]]
     if not prompts.learned:
-        return [*prompts.anomaly_tokens[prompts.types[0]], *prompts.normal_tokens]
+        pieces = token_ids(pipeline.tokenizer, [*anomaly_tokens, *prompts.normal_tokens])
+        return [piece.removesuffix("</w>") for piece in pipeline.tokenizer.convert_ids_to_tokens(pieces)]
+    counts = {"<df>": len(anomaly_tokens), "<ob>": len(prompts.normal_tokens)}
     return [f"{name} {number}" for name, count in counts.items() for number in range(1, count + 1)]
 
 
 def _generation_metrics(results: pd.DataFrame) -> Block:
     generation = over_seeds(results[(results.level == "generation") & ~results.variant.str.startswith("type=")])
-    sentences = ["Higher is better for IS and IC-LPIPS, lower for KID."]
+    sentences = [
+        "Higher is better for IS and IC-LPIPS, lower for KID. IS is at most the number of images in one of its splits, and "
+        "IC-LPIPS falls with the number of its references: runs with other numbers of pairs or of shots do not compare."
+    ]
     if _stand_ins(generation):
         sentences.append(_stand_in_sentence(generation))
     names = {"product": "product", "method": "method", "extractor": "features"}
@@ -264,7 +285,8 @@ def _paper(results: pd.DataFrame) -> Iterator[Block]:
         return
     sentences = [
         "Only numbers that the paper prints for the same product, method, model, variant and metric. A mean over products "
-        "appears when all products of the paper ran. The paper's IoU is each image's best, our IoU (oracle)."
+        "appears when all products of the paper ran. An experiment that is no row of the paper's tables stands beside its SeaS. "
+        "The paper's IoU is each image's best, our IoU (oracle)."
     ]
     yield Block("Beside the paper", sentences, paper_table(compared), folded=len(compared) > 40)
 
@@ -315,14 +337,11 @@ def _losses(run: ReportedRun, figures: Path) -> Block:
 
 
 def _settings(run: ReportedRun) -> TextTable:
-    folders = [
-        folder for results in run.products.values() for folder in (results.generator, results.rmp, results.generation)
-    ]
     values: dict[str, str] = {}
-    for folder in [*folders, *(arm.folder for arm in run.downstream)]:
-        manifest = read_manifest(folder)
-        for section, content in manifest["settings"].items():
-            values.update(_flat(content, f"{section} of {manifest['stage']}" if section == "compute" else section))
+    for stage, sections in settings_of_stages([run])[run.dataset][run.experiment].items():
+        for section, content in sections.items():
+            if section != "stage_version":
+                values.update(_flat(content, f"compute of {stage}" if section == "compute" else section))
     return TextTable(["setting", "value"], [[name, value] for name, value in sorted(values.items())])
 
 

@@ -80,15 +80,15 @@ def _of_run(run: ReportedRun) -> pd.DataFrame:
 def means_over_products(results: pd.DataFrame) -> pd.DataFrame:
     """The unweighted mean over products of each result that every product of its run has.
 
-    A run of one product has no such mean. The rows have an empty product; a protocol or an extractor
-    that differs between the products is named "mixed".
+    Of a segmentation model it is that over the products with images to test it on. A run of one product has no such mean.
+    The rows have an empty product; a protocol or an extractor that differs between the products is named "mixed".
     """
-    run = ["dataset", "experiment", "seed"]
-    counts = results.groupby(run)["product"].nunique()
+    measured = ["dataset", "experiment", "seed", "model", "trained_on"]
+    counts = results.groupby(measured)["product"].nunique()
     means = []
     for _, rows in results.groupby([column for column in KEY if column != "product"]):
         names = _common_names(rows)
-        if 1 < len(rows) == counts[tuple(names[column] for column in run)]:
+        if 1 < len(rows) == counts[tuple(names[column] for column in measured)]:
             means.append({**names, "product": "", "value": rows["value"].mean(skipna=False)})
     return pd.DataFrame(means, columns=RESULT_COLUMNS)
 

@@ -12,7 +12,7 @@ rule generation_shard:
     output:
         temp(directory("results/{dataset}/{experiment}/seed{seed}/shards/{product}/{shard}")),
     log:
-        "results/logs/{dataset}/{experiment}/seed{seed}/generation/{product}.{shard}.log",
+        "results/logs/{dataset}/{experiment}/seed{seed}/shards/{product}/{shard}.log",
     threads: lambda wc: flow.threads(wc.dataset, wc.experiment, "generation")
     resources:
         **asked("generation"),
