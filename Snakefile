@@ -13,7 +13,7 @@ configfile: "config/config.yaml"
 
 def one_of(names):
     """A pattern of these names alone, so that a typo in a target matches no rule."""
-    return "|".join(map(re.escape, names))
+    return "|".join(map(re.escape, names)) or "(?!)"
 
 
 try:
@@ -28,6 +28,7 @@ wildcard_constraints:
     experiment=one_of(flow.experiments()),
     seed=r"\d+",
     product=one_of(flow.every_product()),
+    base=one_of(flow.built_bases()),
     model=r"[a-z0-9_]+",
     trained_on=r"[a-z_+]+",
     shard=r"\d+",

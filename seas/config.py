@@ -379,6 +379,19 @@ class Workflow:
         metrics = self.settings(dataset, experiment).metrics
         return has_paper_weights(metrics.lpips_backbone, metrics.weights_folder)
 
+    def measures_as_the_paper(self, dataset: str, experiment: str, seed: int | str, product: str) -> bool:
+        """Whether a product's metrics are those of the paper's networks: by the weights that are there, or, where they are
+        not and need not be, because they were when its table was made, which stays good."""
+        if self.has_paper_weights(dataset, experiment):
+            return True
+        if self.settings(dataset, experiment).metrics.extractors != "auto":
+            return False
+        table = Path(self.folder(dataset, experiment, seed, "metrics")) / f"{product}.parquet"
+        try:
+            return read_manifest(table)["settings"]["paper_weights"]
+        except InputError:
+            return False
+
     @staticmethod
     def _unet_sizes(settings: Settings) -> tuple[int, int]:
         """Up blocks of the base's U-Net, and its levels of cross-attention, the middle among them."""
@@ -470,8 +483,14 @@ class Workflow:
 
     def base_named(self, name: str) -> Settings:
         """The settings that a base of this name is built with."""
-        built = (settings for settings in self._settings.values() if not settings.base.pretrained)
-        return next(settings for settings in built if settings.base.name == name)
+        return next(settings for settings in self._building() if settings.base.name == name)
+
+    def built_bases(self) -> list[str]:
+        """The names of the bases that the workflow trains."""
+        return sorted({settings.base.name for settings in self._building()})
+
+    def _building(self) -> list[Settings]:
+        return [settings for settings in self._settings.values() if not settings.base.pretrained]
 
     def parameters(self, settings: Settings, *sections: str, stage: str | None = None) -> dict[str, Any]:
         """The named sections as plain values, as a rule's params; with ``stage``, how that stage computes, too."""

@@ -65,7 +65,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """A mask as bool (H, W), True on the anomaly: every pixel that is not 0.
+    """A mask as bool (H, W), True on the anomaly: every pixel that is not 0; of two palette colours, the one that is not black.
 
     Raises InputError for a missing or broken file, for a mask with more than two values, and for a transparent one.
     """
@@ -79,6 +79,10 @@ def read_mask(path: Path) -> np.ndarray:
         raise InputError(
             f"the mask {path} has {len(found)} values ({', '.join(map(str, found[:4]))}, …); a mask has 0 and one other"
         )
+    if image.mode == "P" and len(found) == 2:
+        coloured = np.asarray(image.convert("RGB")).any(axis=-1)
+        if coloured.any() and not coloured.all():
+            return coloured
     return values != 0
 
 

@@ -37,9 +37,9 @@ def state(job: Job, begun: float | None) -> State:
         written = job.log.stat().st_mtime
     except OSError:
         return State("waiting")
-    told = [line for line in lines if line.startswith("seas: ")]
-    if told and lines[-1] == told[-1]:
-        return State("failed", told[-1].removeprefix("seas: "))
+    told = [number for number, line in enumerate(lines) if line.startswith("seas: ")]
+    if told and all(line.startswith("  ") for line in lines[told[-1] + 1 :]):  # of several faults, one a line
+        return State("failed", " ".join(map(str.strip, lines[told[-1] :])).removeprefix("seas: "))
     meters = [found.groups() for line in lines if (found := METER.search(line))]
     far = f"{meters[-1][0]} of {meters[-1][1]}" if meters else "begun"
     if begun is not None and written >= begun:

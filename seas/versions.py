@@ -126,9 +126,7 @@ def _of_product(
 
     table = path("metrics").with_name(f"{product}.parquet")
     obeyed = flow.parameters(settings, "data", stage="metrics") | {"metrics": settings.metrics.obeyed()}
-    obeyed["paper_weights"] = flow.has_paper_weights(dataset, experiment)
-    if not obeyed["paper_weights"] and settings.metrics.extractors == "auto":
-        obeyed["paper_weights"] = _paper_weights_of(table)
+    obeyed["paper_weights"] = flow.measures_as_the_paper(dataset, experiment, seed, product)
     inputs = {"generation": path("generation"), "split": split}
     yield Artifact(table, "metrics", metrics_settings.STAGE_VERSION, obeyed, seed, inputs)
 
@@ -140,14 +138,6 @@ def _types(split: Path) -> list[str]:
     except InputError:
         return []
     return sorted(table[table.role == "shot"].type.unique())
-
-
-def _paper_weights_of(metrics: Path) -> bool:
-    """Whether a table was computed with the paper's networks: it stays good where their weights are not."""
-    try:
-        return read_manifest(metrics)["settings"]["paper_weights"]
-    except InputError:
-        return False
 
 
 def _downstream(

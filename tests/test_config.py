@@ -4,10 +4,12 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from snakemake.cli import parse_config
 
+from seas.artifacts import Provenance, write_table
 from seas.config import Config, Workflow, as_yaml, lineage, load_workflow, overlaid, validated
 from seas.errors import InputError
 from seas.versions import artifacts
@@ -310,3 +312,20 @@ def jobs_beside_its_parents(project, experiment):
 def test_what_the_project_ships_to_be_laid_over_the_configuration_is_valid(overlay):
     content = yaml.safe_load((REPOSITORY / f"config/{overlay}.yaml").read_text())
     validated(Config, overlaid({"datasets": ["mine"]}, content), overlay)
+
+
+def test_the_bases_that_the_workflow_trains(project):
+    (project / "config/experiments/given.yaml").write_text(
+        "extends: seas\nsettings: {base: {name: given, pretrained: results/base/given}}"
+    )
+    assert flow(experiments=["seas", "given"]).built_bases() == ["b"]
+
+
+@pytest.mark.parametrize(("extractors", "kept"), [("auto", True), ("efficientnet_lite0", False)])
+def test_metrics_of_the_papers_networks_stay_good_where_their_weights_are_not(project, extractors, kept):
+    workflow = flow(metrics={"extractors": extractors, "weights_folder": "nowhere"})
+    assert not workflow.measures_as_the_paper("mine", "seas", 0, "bolt")
+    table = project / "results/mine/seas/seed0/metrics/bolt.parquet"
+    origin = Provenance("metrics", 1, {"paper_weights": True}, 0, {})
+    write_table(pd.DataFrame({"a": [1]}), table, origin, facts=True)
+    assert workflow.measures_as_the_paper("mine", "seas", 0, "bolt") is kept

@@ -185,6 +185,18 @@ class TestIndex:
         shutil.copy(dataset / "bolt/train/good/0.png", dataset / "bolt/train/good/new.png")
         assert mvtec_ad.fingerprint(dataset, "bolt") != before
 
+    def test_the_fingerprint_follows_links_and_passes_by_what_is_no_picture(self, dataset, tmp_path):
+        before = mvtec_ad.fingerprint(dataset, "bolt")
+        for name in (".DS_Store", "Thumbs.db", "notes.txt", ".hidden.png"):
+            (dataset / "bolt/test/cut" / name).write_text("no picture")
+        assert mvtec_ad.fingerprint(dataset, "bolt") == before
+        elsewhere = tmp_path / "elsewhere"
+        (dataset / "bolt/test/cut").rename(elsewhere)
+        (dataset / "bolt/test/cut").symlink_to(elsewhere)
+        assert mvtec_ad.fingerprint(dataset, "bolt") == before
+        shutil.copy(elsewhere / "0.png", elsewhere / "new.png")
+        assert mvtec_ad.fingerprint(dataset, "bolt") != before
+
     def test_products_are_folders_with_normals(self, dataset):
         (dataset / "notes").mkdir()
         assert mvtec_ad.list_products(dataset) == ["bolt"]
@@ -209,6 +221,14 @@ class TestIndex:
         # the same image, however its path is written
         (dataset / "bolt/groups.csv").write_text("image,group\n./test/cut/0.png,x\ntest//cut/1.png,x\n")
         assert read_groups(dataset, "bolt", "groups.csv") == {f"bolt/test/cut/{number}.png": "x" for number in (0, 1)}
+        # blanks are no part of a group's name
+        (dataset / "bolt/groups.csv").write_text("image,group\ntest/cut/0.png, x\n test/cut/1.png,x \n")
+        assert read_groups(dataset, "bolt", "groups.csv") == {f"bolt/test/cut/{number}.png": "x" for number in (0, 1)}
+        (dataset / "bolt/groups.csv").write_text("test/cut/0.png,x\ntest/cut/1.png,x\n")
+        with pytest.raises(
+            InputError, match=r"lacks a heading line: its first line is that of the image 'test/cut/0\.png'"
+        ):
+            read_groups(dataset, "bolt", "groups.csv")
         for line, message in (
             ("ground_truth/cut/0_mask.png,x", "names 'ground_truth/cut/0_mask.png'; name images as test/"),
             ("test/cut/0.png,x\ntest/cut/0.png,y", "gives the image 'test/cut/0.png' two groups, 'x' and 'y'"),
@@ -219,6 +239,11 @@ class TestIndex:
         (dataset / "bolt/groups.csv").write_text("image,group\ntest/cut/7.png,x\n")
         with pytest.raises(InputError, match=r"groups\.csv names the image 'test/cut/7\.png'"):
             split_product(tmp_path / "index.parquet", data, 0, **arguments)
+        # a path that a case-insensitive disk takes for an image's
+        with pytest.raises(
+            InputError, match=r"names 'bolt/test/Cut/0\.png', which is no image of bolt by this spelling"
+        ):
+            split_samples(pd.read_parquet(tmp_path / "index.parquet"), data, 0, {"bolt/test/Cut/0.png": "x"})
 
     def test_equal_photographs_give_equal_bytes(self, dataset, tmp_path, monkeypatch):
         data, files = DataSettings(image_size=16), []
@@ -272,6 +297,14 @@ class TestCheck:
         assert "cut: 1 shots, 2 test" in text
         sheet = np.asarray(Image.open(tmp_path / "sheets/bolt.png"))
         assert (sheet == (255, 40, 40)).all(2).sum() > 20
+
+    def test_copies_on_both_sides_of_the_split_are_named(self, dataset, tmp_path):
+        for number in range(3):
+            write_image(np.full((20, 30, 3), 50 + number, np.uint8), dataset / f"bolt/test/cut/{number}.png")
+        assert "copies" not in check_dataset(dataset, "mvtec_ad", DataSettings(image_size=16), tmp_path, ["bolt"])
+        shutil.copy(dataset / "bolt/test/cut/0.png", dataset / "bolt/test/cut/2.png")  # the shot, and a test image
+        text = check_dataset(dataset, "mvtec_ad", DataSettings(image_size=16), tmp_path, ["bolt"])
+        assert "1 test images are copies of training images" in text and "data.groups): bolt/test/cut/2.png" in text
 
     def test_doubtful_masks_dark_images_and_a_missing_test_are_said(self, dataset, tmp_path):
         write_mask(np.ones((20, 30), bool), dataset / "bolt/ground_truth/cut/1_mask.png")

@@ -94,6 +94,24 @@ class TestReading:
         with pytest.raises(InputError, match=r"mask\.png has 3 values \(0, 128, 255"):
             read_mask(tmp_path / "mask.png")
 
+    @pytest.mark.parametrize(
+        "palette", [[255, 255, 255, 0, 0, 0], [0, 0, 0, 128, 0, 0]], ids=["white first", "black first"]
+    )
+    def test_of_two_palette_colours_black_is_no_anomaly(self, tmp_path, palette):
+        mask = np.eye(4) > 0
+        indices = np.uint8(mask == (palette[0] == 0))
+        picture = Image.fromarray(indices, "P")
+        picture.putpalette(palette)
+        picture.save(tmp_path / "mask.png")
+        assert Image.open(tmp_path / "mask.png").mode == "P"
+        assert np.array_equal(read_mask(tmp_path / "mask.png"), mask)
+
+    def test_palette_colours_of_which_none_is_black_go_by_number(self, tmp_path):
+        picture = Image.fromarray(np.uint8(np.eye(4)), "P")
+        picture.putpalette([50, 50, 50, 200, 0, 0])
+        picture.save(tmp_path / "mask.png")
+        assert np.array_equal(read_mask(tmp_path / "mask.png"), np.eye(4) > 0)
+
     def test_round_trip(self, tmp_path):
         mask = np.random.default_rng(0).random((5, 7)) > 0.5
         write_mask(mask, tmp_path / "m.png")

@@ -185,6 +185,8 @@ class TestProgress:
             ),
             ("loading\n", 3, None, ("stopped", "begun")),
             ("1/9 [\nseas: the disk is full\n", 3, 60, ("failed", "the disk is full")),
+            ("seas: bolt has 2 faults:\n  a\n  b\n", 3, 60, ("failed", "bolt has 2 faults: a b")),
+            ("seas: bolt has 2 faults:\n  a\n  b\n1/9 [\n", 3, 60, ("running", "1 of 9, 3 s ago")),
             ("seas: the disk is full\n2/9 [\n", 3, None, ("stopped", "2 of 9")),
             (None, 0, 60, ("waiting", "")),
         ],

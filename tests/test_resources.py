@@ -21,7 +21,7 @@ DEMO = Settings(
     generator={"updates_per_type": 500},
     rmp={"updates_per_type": 120},
     generation={"pairs_per_type": 20, "normals": 24},
-    downstream={"image_size": 96, "updates": 500, "batch_size": 8},
+    downstream={"image_size": 96, "updates": 500, "batch_size": 8},  # as it was when it was measured
 )
 PAPER = Settings()
 SD = 859_520_964

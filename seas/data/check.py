@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
+from seas.artifacts import sha256
 from seas.data.index import fitted_anomalies, index_samples
 from seas.data.settings import DataSettings
 from seas.data.split import read_groups, split_samples
@@ -88,6 +89,11 @@ def _check_product(root: Path, layout: str, data: DataSettings, output: Path, pr
             lines.append(
                 f"  {len(images)} abnormal images {what}: {', '.join(images[:5])}{', …' if len(images) > 5 else ''}"
             )
+    if copies := _tested_copies(split, root):
+        lines.append(
+            f"  {len(copies)} test images are copies of training images (put both into one group, data.groups): "
+            f"{', '.join(copies[:5])}{', …' if len(copies) > 5 else ''}"
+        )
     dark = [image for image in split.image if read_image(root / image).max() < DARK]
     if dark:
         lines.append(f"  {len(dark)} images are dark, no value above {DARK} of 255: {', '.join(dark[:5])}")
@@ -95,6 +101,13 @@ def _check_product(root: Path, layout: str, data: DataSettings, output: Path, pr
         lines.append("  no good image is left to test: scores at image level will be undefined")
     write_image(_contact_sheet(split, root, data), output / f"{product}.png")
     return "\n".join(lines)
+
+
+def _tested_copies(split: pd.DataFrame, root: Path) -> list[str]:
+    """The test images whose file is, byte for byte, one that trains."""
+    alike = split[split.bytes.duplicated(keep=False)]
+    trained = {sha256(root / image) for image in alike[alike.role.isin(["shot", "normal", "reserve"])].image}
+    return [image for image in alike[alike.role == "test"].image if sha256(root / image) in trained]
 
 
 def _size(size: tuple[int, int]) -> str:

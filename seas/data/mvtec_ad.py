@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import itertools
 import json
 import re
 from collections import Counter
@@ -141,10 +142,16 @@ def raise_faults(where: Path, faults: list[str]) -> None:
 
 
 def fingerprint(root: Path, product: str) -> str:
-    """A hash of the names and sizes of a product's photographs and masks."""
+    """A hash of the names and sizes of a product's photographs and masks.
+
+    One that is replaced by another of its name and size goes unnoticed; so does what is no picture.
+    """
     folder = Path(root) / product
+    folders = [path for part in ("train", "test", "ground_truth") for path in _folders(folder / part)]
     files = sorted(
-        path for part in ("train", "test", "ground_truth") for path in (folder / part).rglob("*") if path.is_file()
+        path
+        for path in itertools.chain(*(path.iterdir() for path in folders))
+        if path.suffix.lower() in IMAGE_SUFFIXES | OTHER_PICTURES and not path.name.startswith(".") and path.is_file()
     )
     listing = [(_relative(path, folder), path.stat().st_size) for path in files]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()

@@ -20,9 +20,13 @@ def split_samples(table: pd.DataFrame, settings: DataSettings, seed: int, groups
     third, fewer from among more, so that every number is tested on the same images (Tab. 11).
     ``groups`` maps an image to its group; an image that it does not name is a group of its own.
 
-    Raises InputError when a type has too few images to train and to test.
+    Raises InputError when a type has too few images to train and to test, or ``groups`` names another image.
     """
     table = table.sort_values(["folder", "type", "image"], ignore_index=True)
+    if unknown := sorted(set(groups) - set(table.image)):
+        raise InputError(
+            f"data.groups names '{unknown[0]}', which is no image of {table['product'].iloc[0]} by this spelling"
+        )
     group = table.image.map(lambda image: groups.get(image, f"image {image}"))
     types = sorted(set(table.type) - {"good"})
     role = pd.Series("test", index=table.index)
@@ -91,9 +95,11 @@ def read_groups(root: Path, product: str, file: str) -> dict[str, str]:
         return {}
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        images, groups = table.iloc[:, 0], table.iloc[:, 1]
+        images, groups = table.iloc[:, 0].str.strip(), table.iloc[:, 1].str.strip()
     except (ValueError, IndexError, UnicodeDecodeError):
         raise InputError(f"{path} is no csv with two columns, images and groups") from None
+    if (root / product / table.columns[0]).is_file():
+        raise InputError(f"{path} lacks a heading line: its first line is that of the image '{table.columns[0]}'")
     found: dict[str, str] = {}
     for image, group in zip(images, groups, strict=True):
         name = PurePosixPath(image).as_posix()  # as the samples are named: test/cut/0.png of ./test//cut/0.png

@@ -58,7 +58,7 @@ class RmpSettings(TrainerSettings):
     last_fraction: float = setting(
         0.16,
         "share of the timesteps that timesteps: last_fraction draws from; "
-        "0.16 of 1000 holds the last three of 25 steps (t = 120, 80, 40)",
+        "0.16 of 1000 holds the last three of 25 steps (t = 120, 80, 40 at most)",
         source="ours",
         gt=0,
         le=1,

@@ -17,7 +17,7 @@ rule metrics:
         settings=lambda wc: flow.parameters(
             flow.settings(wc.dataset, wc.experiment), "metrics", "data", stage="metrics"
         ),
-        paper_weights=lambda wc: flow.has_paper_weights(wc.dataset, wc.experiment),
+        paper_weights=lambda wc: flow.measures_as_the_paper(**wc),
         root=lambda wc: str(flow.datasets[wc.dataset].root),
         stage_version=metrics_settings.STAGE_VERSION,
     script:
