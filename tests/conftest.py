@@ -56,7 +56,9 @@ def one_thread():
 def tiny_base(tmp_path_factory) -> Path:
     """A Stable-Diffusion-shaped pipeline for 32 px with random weights."""
     folder = tmp_path_factory.mktemp("base") / "tiny"
-    build_base(BaseSettings(**TINY_BASE), vocabulary()).save_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        build_base(BaseSettings(**TINY_BASE), vocabulary()).save_pretrained(folder)
     return folder
 
 

@@ -1,11 +1,13 @@
 """The programs that measure: that each still runs, on little; what they print stands in benchmarks/README.md."""
 
+import importlib
 import json
 import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,7 @@ import pytest
 
 from seas.artifacts import read_table, write_table
 from seas.generation.tree import write_generated, write_images_table
-from seas.images import read_image, read_mask
+from seas.images import load_fitted, read_image, read_mask
 
 REPOSITORY = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -55,6 +57,8 @@ def test_validation_never_touches_shots_their_groups_or_test_images():
             ("alone.png", "good", "left_out"),
             ("test.png", "rust", "test"),
             ("normal.png", "good", "normal"),
+            ("reserve.png", "good", "reserve"),
+            ("like_a_reserve.png", "rust", "left_out"),
         ],
         columns=["image", "type", "role"],
     )
@@ -67,9 +71,12 @@ def test_validation_never_touches_shots_their_groups_or_test_images():
             "other.png": "b",
             "normal.png": "c",
             "like_a_normal.png": "c",
+            "reserve.png": "d",
+            "like_a_reserve.png": "d",
         },
     )
-    assert list(found.role) == ["shot", "left_out", "test", "left_out", "test", "reserve", "normal"]
+    kept = ["shot", "left_out", "test", "left_out", "test", "reserve", "normal", "reserve", "left_out"]
+    assert list(found.role) == kept
 
 
 def test_an_arm_takes_each_type_from_the_stage_that_it_is_told(tmp_path):
@@ -129,6 +136,33 @@ def test_points_of_the_curve_accumulate_and_are_replaced(tmp_path):
     kept = pd.read_csv(points)
     assert len(kept) == 6 and set(kept.dataset) == {"tiles", "other"}
     assert read_image(tmp_path / "plot.png").std() > 5
+
+
+def test_attention_is_scored_on_held_out_defects(monkeypatch, miniature):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    attention, seen = importlib.import_module("attention"), []
+
+    def masks(rows):
+        return np.stack([load_fitted(miniature.root, row, 32, "auto").mask for row in rows.itertuples()])
+
+    def perfect(folder, test, *rest):
+        seen.append(test)
+        return masks(test).astype(float)
+
+    monkeypatch.setattr(attention, "attention_scores", perfect)
+    obeyed = SimpleNamespace(
+        data=miniature.data, compute=SimpleNamespace(device="cpu"), generator=SimpleNamespace(attention_layers=(1, 2))
+    )
+    flow = SimpleNamespace(
+        settings=lambda *of: obeyed,
+        datasets={"mine": SimpleNamespace(root=miniature.root)},
+        split=lambda *of: str(miniature.split),
+        folder=lambda *of: "unread",
+    )
+    row = attention.attention_aps(flow, "mine", ["seas"], 0, "washer")
+    assert set(seen[0].role) == {"test"} and "good" not in set(seen[0].type)
+    assert row["seas"] == pytest.approx(1) and row["chance"] == pytest.approx(masks(seen[0]).mean())
+    assert row["chance"] < row["position_prior"] < 1
 
 
 def test_ablations_are_paired_by_seed(monkeypatch):

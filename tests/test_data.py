@@ -104,6 +104,16 @@ class TestSplit:
         split = split_samples(table, DataSettings(), 0, groups).set_index("image").role
         assert split["p/test/b/003.png"] == split["p/test/good/001.png"] == "left_out"
 
+    def test_a_group_with_any_image_of_train_good_is_not_tested(self):
+        """Reserve normals train the segmentation models."""
+        groups = {
+            f"p/{folder}/good/{number:03d}.png": str(number) for folder in ("train", "test") for number in range(10)
+        }
+        split = split_samples(table_of({"a": 3}, good=10, test_good=12), DataSettings(normals=1), 0, groups)
+        assert (split.role == "reserve").sum() == 9
+        tested = split[(split.type == "good") & (split.role == "test")]
+        assert set(tested.image) == {"p/test/good/010.png", "p/test/good/011.png"}
+
     @pytest.mark.parametrize(
         ("counts", "options", "message"),
         [

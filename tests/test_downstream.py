@@ -124,12 +124,26 @@ class TestArms:
             split[split.role == "test"].image
         )
 
-    def test_all_start_from_the_same_weights(self, miniature, pairs):
-        networks = [
-            SegmenterTrainer("bisenet_v2", None, SMALL, CPU, 0, torch.device("cpu")).network.state_dict()
-            for _ in range(2)
-        ]
-        assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
+    def test_they_differ_in_their_abnormal_images_alone(self, miniature, pairs, tmp_path, monkeypatch):
+        """The same first weights, updates, rates, and normals in the same order and augmentation."""
+        seen, update = [], SegmenterTrainer.update
+
+        def noted(self, step):
+            weights = (
+                [weight.detach().clone().numpy().tobytes() for weight in self.network.parameters()] if step == 0 else []
+            )
+            rates = [group["lr"] for group in self.optimizer.param_groups]
+            seen.append((step, weights, self.batches.batch(step).images[2:].tobytes(), rates))
+            return update(self, step)
+
+        monkeypatch.setattr(SegmenterTrainer, "update", noted)
+        of_arm = {}
+        for arm in ("real", "crop_and_paste", "real+crop_and_paste"):
+            trees = [] if arm == "real" else [pairs]
+            run(miniature, arm, trees, tmp_path / arm, SMALL.model_copy(update={"updates": 3}))
+            of_arm[arm], seen[:] = [*seen], []
+        assert len(of_arm["real"]) == 3
+        assert all(found == of_arm["real"] for found in of_arm.values())
 
 
 class TestBatches:
@@ -258,6 +272,20 @@ class TestTraining:
         monkeypatch.setattr(downstream_train, "anomaly_maps", lambda network, images: images[..., 0] / 255)
         found = downstream_train._thresholds(None, *samples, SMALL, miniature.data, 0)
         assert found == pytest.approx((250 / 255, 150 / 255))
+
+    def test_the_saved_thresholds_saw_training_images_alone(self, miniature, tmp_path, monkeypatch):
+        seen = []
+
+        def noted(network, abnormal, normal, *rest):
+            seen.extend([*abnormal, *normal])
+            return 0.25, 0.75
+
+        monkeypatch.setattr(downstream_train, "_thresholds", noted)
+        run(miniature, "real", [], tmp_path / "model", SMALL.model_copy(update={"updates": 1}))
+        _, description = load_model(tmp_path / "model", torch.device("cpu"))
+        assert (description.image_threshold, description.pixel_threshold) == (0.25, 0.75)
+        split = read_table(miniature.split)
+        assert seen and not {sample.image for sample in seen} & set(split[split.role == "test"].image)
 
     def test_the_mean_is_over_products(self):
         rows = [{"product": p, "level": "pixel", "metric": "ap", "value": v} for p, v in (("a", 10.0), ("b", 30.0))]

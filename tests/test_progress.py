@@ -155,6 +155,13 @@ class TestCost:
 
 
 class TestProgress:
+    @pytest.fixture(autouse=True)
+    def now(self, monkeypatch):
+        """The time, which stands still: a busy machine does not make a log older."""
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now)
+        return now
+
     def write(self, log, text, age=0):
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(text)

@@ -13,7 +13,7 @@ from scipy.special import softmax
 from seas.artifacts import Provenance
 from seas.errors import InputError
 from seas.generator.encoded import load_encoded
-from seas.generator.pipeline import load_pipeline
+from seas.generator.pipeline import encode_prompts, load_pipeline
 from seas.generator.settings import GeneratorSettings
 from seas.generator.train import train_generator
 from seas.rmp import train as rmp_train
@@ -22,6 +22,7 @@ from seas.rmp.losses import focal_loss, mask_losses
 from seas.rmp.network import MaskLogits, MaskRefinementModule, RefinedMaskPrediction
 from seas.rmp.settings import RmpSettings
 from seas.rmp.train import RmpTrainer, load_rmp, save_rmp, train_rmp
+from seas.seeding import torch_rng
 from seas.settings import ComputeSettings
 
 CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
@@ -567,6 +568,37 @@ class TestTraining:
     )
     def test_each_option_changes_the_loss(self, generator, first_loss, settings):
         assert float(trainer_of(generator, **settings).losses(0)["loss"].detach()) != first_loss
+
+    def test_the_vae_decodes_the_noised_latents_of_each_draw(self, generator, monkeypatch):
+        trainer, seen = trainer_of(generator), []
+
+        def noted(kind, scheduler, output, timesteps, noisy, **drawn):
+            seen.append((output, timesteps, noisy))
+            return latents_to_decode(kind, scheduler, output, timesteps, noisy, **drawn)
+
+        monkeypatch.setattr(rmp_train, "latents_to_decode", noted)
+        for draw in (0, 1):
+            trainer.losses(draw)
+            batch, random = trainer.batches.batch(draw), torch_rng(0, "rmp noise", draw)
+            noise = torch.randn(batch.latents.shape, generator=random)
+            timesteps = torch.randint(1000, (2,), generator=random)
+            noisy = trainer.pipeline.scheduler.add_noise(batch.latents, noise, timesteps)
+            with torch.no_grad():
+                context = encode_prompts(trainer.pipeline, batch.prompts)
+                output = trainer.pipeline.unet(noisy, timesteps, context).sample
+            assert torch.equal(seen[draw][1], timesteps[:1]) and torch.equal(seen[draw][2], noisy[:1])
+            assert torch.allclose(seen[draw][0], output[:1], atol=1e-4)
+
+    def test_padding_is_left_out_of_the_loss(self, generator, monkeypatch):
+        trainer, given = trainer_of(generator), []
+        batch = trainer.batches.batch(0)
+        batch.valid[:, :, :16] = 0
+        trainer.batches = SimpleNamespace(batch=lambda *steps: batch)
+        monkeypatch.setattr(
+            rmp_train, "mask_losses", lambda *maps, **options: given.append(maps) or mask_losses(*maps, **options)
+        )
+        trainer.losses(0)
+        assert torch.equal(given[0][3], batch.valid)
 
     def test_the_same_settings_give_the_same_loss(self, generator, first_loss):
         assert float(trainer_of(generator).losses(0)["loss"].detach()) == first_loss

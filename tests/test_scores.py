@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from seas.scores import Curve, best_iou, detection_scores, image_maxima
 
@@ -113,3 +114,16 @@ def test_a_thinned_curve_keeps_its_ends_and_lies_on_the_whole_one():
     assert len(precision) <= 50 and {recall.min(), recall.max()} == {0.0, 1.0}
     assert {tuple(point) for point in zip(precision, recall, strict=True)} <= whole
     assert np.diff(np.sort(recall)).max() < 0.05
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=2, max_size=30).filter(
+        lambda rows: len({label for label, _ in rows}) == 2
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_auroc_and_ap_with_ties_are_sklearns(rows):
+    labels, scores = np.array([label for label, _ in rows]), np.array([float(score) for _, score in rows])
+    found = Curve.of(labels, scores).scores()
+    assert found["auroc"] == pytest.approx(100 * roc_auc_score(labels, scores))
+    assert found["ap"] == pytest.approx(100 * average_precision_score(labels, scores))
