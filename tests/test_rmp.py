@@ -570,24 +570,28 @@ class TestTraining:
         assert float(trainer_of(generator, **settings).losses(0)["loss"].detach()) != first_loss
 
     def test_the_vae_decodes_the_noised_latents_of_each_draw(self, generator, monkeypatch):
-        trainer, seen = trainer_of(generator), []
+        trainer, seen = trainer_of(generator, abnormal_per_batch=2), []
 
         def noted(kind, scheduler, output, timesteps, noisy, **drawn):
             seen.append((output, timesteps, noisy))
             return latents_to_decode(kind, scheduler, output, timesteps, noisy, **drawn)
 
         monkeypatch.setattr(rmp_train, "latents_to_decode", noted)
+        contexts = []
+        trainer.pipeline.unet.register_forward_pre_hook(lambda unet, given: contexts.append(given[2]))
         for draw in (0, 1):
             trainer.losses(draw)
+            given = contexts[-1]
             batch, random = trainer.batches.batch(draw), torch_rng(0, "rmp noise", draw)
             noise = torch.randn(batch.latents.shape, generator=random)
-            timesteps = torch.randint(1000, (2,), generator=random)
+            timesteps = torch.randint(1000, (3,), generator=random)
             noisy = trainer.pipeline.scheduler.add_noise(batch.latents, noise, timesteps)
             with torch.no_grad():
                 context = encode_prompts(trainer.pipeline, batch.prompts)
                 output = trainer.pipeline.unet(noisy, timesteps, context).sample
-            assert torch.equal(seen[draw][1], timesteps[:1]) and torch.equal(seen[draw][2], noisy[:1])
-            assert torch.allclose(seen[draw][0], output[:1], atol=1e-4)
+            assert torch.equal(seen[draw][1], timesteps[:2]) and torch.equal(seen[draw][2], noisy[:2])
+            assert torch.allclose(seen[draw][0], output[:2], atol=1e-6)
+            assert torch.allclose(given, context, atol=1e-6) and len(set(batch.prompts)) > 1
 
     def test_padding_is_left_out_of_the_loss(self, generator, monkeypatch):
         trainer, given = trainer_of(generator), []
