@@ -54,11 +54,13 @@ def sha256(path: Path) -> str:
 
     Of a table that carries its run's facts it is that of its manifest, too: the facts are never an input.
     Hidden files do not count: a download of Stable Diffusion leaves a cache of its own that differs between machines.
+    Nor do a folder's documents (.md).
     """
     path = Path(path)
     if path.is_dir() and not (path / MANIFEST).exists():
         files = ((file.relative_to(path), file) for file in path.rglob("*") if file.is_file())
-        listing = sorted((str(name), file.stat().st_size) for name, file in files if not hidden(name))
+        counted = ((name, file) for name, file in files if not hidden(name) and name.suffix != ".md")
+        listing = sorted((str(name), file.stat().st_size) for name, file in counted)
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     if path.is_dir():
         path = path / MANIFEST

@@ -481,6 +481,10 @@ class Workflow:
         base = self.settings(dataset, experiment).base
         return str(find_base(base.pretrained)) if base.pretrained else f"results/base/{base.name}"
 
+    def given_base(self, dataset: str, experiment: str) -> str | None:
+        """A hash of a base that is given; None of one that the workflow trains, which Snakemake judges by its time."""
+        return sha256(Path(self.base(dataset, experiment))) if self.settings(dataset, experiment).base.pretrained else None
+
     def base_named(self, name: str) -> Settings:
         """The settings that a base of this name is built with."""
         return next(settings for settings in self._building() if settings.base.name == name)

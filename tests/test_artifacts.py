@@ -85,12 +85,13 @@ def test_the_commit_and_what_is_not_committed(tmp_path, monkeypatch):
     assert recorded() is None, "there is no git"
 
 
-def test_what_a_download_hides_in_a_folder_does_not_count(tmp_path):
+def test_what_a_download_hides_in_a_folder_and_its_documents_do_not_count(tmp_path):
     for name, hidden in (("one", "a"), ("two", "longer")):
         cache = tmp_path / name / ".cache/huggingface/download"
         cache.mkdir(parents=True)
         (cache / "model.metadata").write_text(hidden)
         (tmp_path / name / "model").write_text("weights")
+        (tmp_path / name / "README.md").write_text(f"a card that says {hidden}")
     assert sha256(tmp_path / "one") == sha256(tmp_path / "two")
     (tmp_path / "two/model").write_text("other weights")
     assert sha256(tmp_path / "one") != sha256(tmp_path / "two")

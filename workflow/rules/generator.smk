@@ -1,9 +1,15 @@
 from seas.generator import settings as generator_settings
 
 
+def base_of(wc):
+    """A base that is given is judged by its hash: an update of the project changes the time of the shipped one's folder."""
+    base = flow.base(wc.dataset, wc.experiment)
+    return ancient(base) if flow.given_base(wc.dataset, wc.experiment) else base
+
+
 rule generator:
     input:
-        base=lambda wc: flow.base(wc.dataset, wc.experiment),
+        base=base_of,
         split=lambda wc: flow.split(**wc),
     output:
         directory("results/{dataset}/{experiment}/seed{seed}/generator/{product}"),
@@ -17,6 +23,7 @@ rule generator:
         settings=lambda wc: flow.parameters(
             flow.settings(wc.dataset, wc.experiment), "generator", "data", stage="generator"
         ),
+        base=lambda wc: flow.given_base(wc.dataset, wc.experiment),
         root=lambda wc: str(flow.datasets[wc.dataset].root),
         stage_version=generator_settings.STAGE_VERSION,
     script:
