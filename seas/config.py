@@ -483,7 +483,9 @@ class Workflow:
 
     def given_base(self, dataset: str, experiment: str) -> str | None:
         """A hash of a base that is given; None of one that the workflow trains, which Snakemake judges by its time."""
-        return sha256(Path(self.base(dataset, experiment))) if self.settings(dataset, experiment).base.pretrained else None
+        return (
+            sha256(Path(self.base(dataset, experiment))) if self.settings(dataset, experiment).base.pretrained else None
+        )
 
     def base_named(self, name: str) -> Settings:
         """The settings that a base of this name is built with."""
