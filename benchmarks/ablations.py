@@ -8,17 +8,16 @@ segmentation model of the pairs alone; what is finished is not made again. From 
 It prints mean ± standard deviation over seeds, and the differences from the first experiment, paired by seed.
 """
 
-import argparse
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import torch
-from attention import attention_aps, make
+from attention import attention_aps, make, parser_of_runs, workflow_of
 
 from seas.artifacts import read_table
-from seas.config import Workflow, load_workflow
+from seas.config import Workflow
 from seas.report.tables import TextTable, markdown
 
 MODEL, ARM = "bisenet_v2", "generated"
@@ -87,23 +86,18 @@ def differences(rows: pd.DataFrame, first: str) -> TextTable:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--config", type=Path, nargs="+", default=[Path("config/demo.yaml"), Path("benchmarks/ablations.yaml")]
-    )
-    parser.add_argument("--dataset", default="miniature")
-    parser.add_argument("--experiments", nargs="+", default=["seas", "without_da_loss"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    config = ("config/demo.yaml", "benchmarks/ablations.yaml")
+    experiments = ["seas", "without_da_loss"]
+    parser = parser_of_runs(__doc__.splitlines()[0], experiments=experiments, seeds=[0, 1, 2], config=config)
     arguments = parser.parse_args()
 
-    dataset, experiments, seeds = arguments.dataset, arguments.experiments, arguments.seeds
-    flow = load_workflow(arguments.config, datasets=[dataset], experiments=experiments, seeds=seeds)
-    runs = [files_of(flow, dataset, *run) for run in itertools.product(experiments, seeds)]
+    dataset, flow = arguments.dataset, workflow_of(arguments)
+    runs = [files_of(flow, dataset, *run) for run in itertools.product(arguments.experiments, arguments.seeds)]
     make((str(path) for tables, model in runs for path in (*tables, model)), flow, arguments.config)
     torch.set_num_threads(2)
     rows = pd.DataFrame(measured(flow, dataset))
     print(markdown(means(rows)))
-    print(markdown(differences(rows, experiments[0])))
+    print(markdown(differences(rows, arguments.experiments[0])))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import argparse
 import itertools
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -120,16 +120,31 @@ def make_generators(flow: Workflow, dataset: str, files: list[Path]) -> None:
     make((generator_folder(flow, dataset, *run) for run in of), flow, files)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=Path, nargs="+", default=[Path("config/demo.yaml")])
+def parser_of_runs(
+    description: str, *, experiments: Sequence[str], seeds: Sequence[int], config: Sequence[str] = ("config/demo.yaml",)
+) -> argparse.ArgumentParser:
+    """The arguments that name runs of one dataset, with their defaults."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", type=Path, nargs="+", default=[*map(Path, config)])
     parser.add_argument("--dataset", default="miniature")
-    parser.add_argument("--experiments", nargs="+", default=["seas", "without_da_loss"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--experiments", nargs="+", default=[*experiments])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[*seeds])
+    return parser
+
+
+def workflow_of(arguments: argparse.Namespace) -> Workflow:
+    """The workflow of the runs that ``parser_of_runs`` was given."""
+    return load_workflow(
+        arguments.config, datasets=[arguments.dataset], experiments=arguments.experiments, seeds=arguments.seeds
+    )
+
+
+def main() -> None:
+    parser = parser_of_runs(__doc__.splitlines()[0], experiments=["seas", "without_da_loss"], seeds=[0, 1, 2])
     arguments = parser.parse_args()
 
     dataset, experiments, seeds = arguments.dataset, arguments.experiments, arguments.seeds
-    flow = load_workflow(arguments.config, datasets=[dataset], experiments=experiments, seeds=seeds)
+    flow = workflow_of(arguments)
     make_generators(flow, dataset, arguments.config)
     torch.set_num_threads(2)
     rows = [

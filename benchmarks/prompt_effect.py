@@ -9,16 +9,14 @@ what is not trained yet::
     .venv/bin/python benchmarks/prompt_effect.py --dataset miniature --experiments seas
 """
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
 import torch
-from attention import generator_folder, make_generators
+from attention import generator_folder, make_generators, parser_of_runs, workflow_of
 
 from seas.artifacts import read_table
 from seas.base.model import training_target
-from seas.config import load_workflow
 from seas.generator.attention import AttentionMaps, token_maps
 from seas.generator.pipeline import encode_prompts, load_pipeline, tokenise
 from seas.generator.prompts import Prompts, token_ids, token_positions
@@ -67,16 +65,12 @@ def prompt_effect(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=Path, nargs="+", default=[Path("config/demo.yaml")])
-    parser.add_argument("--dataset", default="miniature")
-    parser.add_argument("--experiments", nargs="+", default=["seas"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser = parser_of_runs(__doc__.splitlines()[0], experiments=["seas"], seeds=[0])
     parser.add_argument("--timestep", type=int, default=400)
     arguments = parser.parse_args()
 
     dataset, experiments, seeds = arguments.dataset, arguments.experiments, arguments.seeds
-    flow = load_workflow(arguments.config, datasets=[dataset], experiments=experiments, seeds=seeds)
+    flow = workflow_of(arguments)
     make_generators(flow, dataset, arguments.config)
     torch.set_num_threads(2)
     rows = []

@@ -314,6 +314,22 @@ def test_what_the_project_ships_to_be_laid_over_the_configuration_is_valid(overl
     validated(Config, overlaid({"datasets": ["mine"]}, content), overlay)
 
 
+def test_a_given_base_is_known_by_its_files_and_not_by_its_card(project):
+    base = project / "models/given"
+    base.mkdir(parents=True)
+    (base / "weights").write_text("one")
+    (project / "config/experiments/given.yaml").write_text(
+        "extends: seas\nsettings: {base: {name: given, pretrained: models/given}}"
+    )
+    workflow = flow(experiments=["given"])
+    assert workflow.given_base("mine", "seas") is None, "the workflow trains it"
+    before = workflow.given_base("mine", "given")
+    (base / "README.md").write_text("a card")
+    assert workflow.given_base("mine", "given") == before
+    (base / "weights").write_text("another")
+    assert workflow.given_base("mine", "given") != before
+
+
 def test_the_bases_that_the_workflow_trains(project):
     (project / "config/experiments/given.yaml").write_text(
         "extends: seas\nsettings: {base: {name: given, pretrained: results/base/given}}"

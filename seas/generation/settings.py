@@ -63,7 +63,7 @@ class GenerationSettings(StationSettings):
     redraws: int = setting(4, "further tries for a pair whose mask is empty, before it is kept", source="ours", ge=0)
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1, strict=True)] = setting(
         "auto",
-        "images made at once; auto: 8 on the CPU, on a GPU as many as its memory holds, found by halving 64 (16 at 512 px)",
+        "images made at once; auto: 8 on the CPU, on a GPU 64 (of 512 px 16), halved until its memory holds them; of larger images fewer",
         unit="images",
         source="ours",
     )

@@ -210,7 +210,7 @@ def _generation_metrics(results: pd.DataFrame) -> Block:
     generation = over_seeds(results[(results.level == "generation") & ~results.variant.str.startswith("type=")])
     sentences = [
         "Higher is better for IS and IC-LPIPS, lower for KID. IS is at most the number of images in one of its splits, and "
-        "IC-LPIPS falls with the number of its references: runs with other numbers of pairs or of shots do not compare."
+        "IC-LPIPS is measured around its references, the shots: runs with other numbers of pairs or of shots do not compare."
     ]
     if _stand_ins(generation):
         sentences.append(_stand_in_sentence(generation))
