@@ -404,6 +404,22 @@ class TestBatches:
             seen = [batches._image_in_turn(role, number) for number in range(len(images))]
             assert sorted(seen) == images and seen != images
 
+    def test_an_abnormal_image_and_its_normal_share_one_augmentation(self, tiny_base, miniature, monkeypatch):
+        data = miniature.data.model_copy(update={"augmentation": "turns_and_flips"})
+        batches, encoded = self.batches(tiny_base, miniature, data=data)
+        view, turns = type(encoded).view, []
+
+        def noting(encoded, image, turn, shift):
+            turns.append(turn)
+            return view(encoded, image, turn, shift)
+
+        monkeypatch.setattr(type(encoded), "view", noting)
+        for step in range(12):
+            batches.batch(step)
+        drawn = np.reshape(turns, (12, 2, 2))  # step, abnormal or normal, place
+        assert (drawn[:, 0] == drawn[:, 1]).all()
+        assert len(np.unique(drawn[:, 0, 0])) > 3 and (drawn[:, 0, 0] != drawn[:, 0, 1]).any()
+
     def test_the_latent_is_a_fresh_posterior_sample(self, tiny_base, miniature):
         batches, encoded = self.batches(
             tiny_base, miniature, data=miniature.data.model_copy(update={"augmentation": "none"})

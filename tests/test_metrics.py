@@ -399,7 +399,7 @@ def write_pair(root, name, value, share):
 def measured(tmp_path, monkeypatch):
     """Run the stage on the tree of ``GENERATED`` and give its table; ``kept`` chooses among its rows."""
 
-    def run(kept=lambda sample: True, toy=True, **settings):
+    def run(kept=lambda sample: True, toy=True, precision="fp32", **settings):
         root, generation = tmp_path / "root", tmp_path / "generation"
         split = [
             {"product": "disc", "type": kind, "role": role, **write_pair(root, f"{number}", value, share)}
@@ -421,7 +421,7 @@ def measured(tmp_path, monkeypatch):
             root,
             MetricsSettings(**{"image_size": 32, "batch_size": 2, "weights_folder": None} | settings),
             DataSettings(image_size=SIZE),
-            COMPUTE,
+            COMPUTE.model_copy(update={"precision": precision}),
             3,
             dataset="toys",
             experiment="paper",
@@ -441,6 +441,11 @@ def value(table, metric, variant=""):
 
 def protocol(table, metric, variant=""):
     return table[(table.metric == metric) & (table.variant == variant)].protocol.iloc[0]
+
+
+def test_the_networks_measure_in_fp32_whatever_the_run_computes_in(measured):
+    exact, run_in_bf16 = (measured(toy=False, precision=precision).value for precision in ("fp32", "bf16"))
+    assert run_in_bf16.tolist() == pytest.approx(exact.tolist(), rel=1e-12, nan_ok=True)
 
 
 def test_the_table_of_a_product_holds_the_values_by_hand(measured):
