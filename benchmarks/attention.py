@@ -27,7 +27,7 @@ from seas.config import Workflow, load_workflow
 from seas.generator.attention import AttentionMaps, token_maps
 from seas.generator.losses import min_max
 from seas.generator.pipeline import encode_prompts, load_pipeline, tokenise
-from seas.generator.prompts import Prompts, token_ids, token_positions
+from seas.generator.prompts import Prompts, models_of, token_ids, token_positions
 from seas.images import load_fitted, to_tensor
 from seas.seeding import torch_rng
 
@@ -36,12 +36,12 @@ IMAGES_AT_ONCE = 32
 
 
 def attention_scores(generator: Path, test: pd.DataFrame, root: Path, data, layers, device: torch.device) -> np.ndarray:
-    """The anomaly tokens' maps of the test images, float (n, S, S)."""
-    pipeline, prompts = load_pipeline(generator, device), Prompts.load(generator)
-    recorder = AttentionMaps(pipeline.unet, layers)
+    """The anomaly tokens' maps of the test images, float (n, S, S), each of the model that learned the image's type."""
+    models = {name: model for model in models_of(generator) for name in Prompts.load(model).types}
     maps = {}
     for name, rows in test.groupby("type"):
-        prompt = prompts.abnormal(name)
+        pipeline, prompts = load_pipeline(models[name], device), Prompts.load(models[name])
+        recorder, prompt = AttentionMaps(pipeline.unet, layers), prompts.abnormal(name)
         ids = token_ids(pipeline.tokenizer, prompts.anomaly_tokens[name])
         positions = token_positions(tokenise(pipeline, [prompt])[0].tolist(), ids)
         for start in range(0, len(rows), IMAGES_AT_ONCE):

@@ -12,10 +12,14 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from seas.artifacts import read_table, write_table
 from seas.generation.tree import write_generated, write_images_table
+from seas.generator.settings import GeneratorSettings
+from seas.generator.train import train_generator
 from seas.images import load_fitted, read_image, read_mask
+from seas.settings import ComputeSettings
 
 REPOSITORY = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -163,6 +167,27 @@ def test_attention_is_scored_on_held_out_defects(monkeypatch, miniature):
     assert set(seen[0].role) == {"test"} and "good" not in set(seen[0].type)
     assert row["seas"] == pytest.approx(1) and row["chance"] == pytest.approx(masks(seen[0]).mean())
     assert row["chance"] < row["position_prior"] < 1
+
+
+def test_a_type_is_looked_for_by_the_model_that_learned_it(monkeypatch, tiny_base, miniature, tmp_path):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    attention = importlib.import_module("attention")
+    settings = GeneratorSettings(
+        updates_per_type=2, unet_learning_rate=1e-2, attention_layers=(1, 2), mixed_training=False
+    )
+    cpu = ComputeSettings(device="cpu", precision="fp32", threads=1)
+    train_generator(
+        tiny_base, miniature.split, miniature.root, settings, miniature.data, cpu, 0, output=tmp_path / "apart"
+    )
+    split = read_table(miniature.split)
+    test = split[(split.role == "test") & (split.type != "good")]
+    looks = (miniature.root, miniature.data, (1, 2), torch.device("cpu"))
+    together = attention.attention_scores(tmp_path / "apart", test, *looks)
+    types = sorted(set(test.type))
+    assert len(types) > 1
+    for name in types:
+        alone = attention.attention_scores(tmp_path / "apart" / name, test[test.type == name], *looks)
+        assert np.array_equal(together[test.type == name], alone)
 
 
 def test_ablations_are_paired_by_seed(monkeypatch):
