@@ -124,7 +124,7 @@ def _text(value: Any) -> str:
     return json.dumps(value)
 
 
-def read_revision(revision: str | None, file: str) -> Any:
+def read_revision(revision: str | None, file: str) -> dict[str, Any]:
     """The JSON content of a file of results/ in a git revision or an experiment of DVC; None is the working folder.
 
     Raises InputError when the revision or the file in it does not exist.
@@ -133,8 +133,8 @@ def read_revision(revision: str | None, file: str) -> Any:
     if revision is None:
         if not path.is_file():
             raise InputError(f"{path} does not exist; it is written at the end of a run")
-        return _parsed(path.read_text(), str(path))
-    shown_file = subprocess.run(["git", "show", f"{_commit(revision)}:./{path}"], capture_output=True, text=True)
+        return _parsed(path.read_bytes(), str(path))
+    shown_file = subprocess.run(["git", "show", f"{_commit(revision)}:./{path}"], capture_output=True)
     if shown_file.returncode:
         raise InputError(f"the revision '{revision}' has no {path}; commit the results first")
     return _parsed(shown_file.stdout, f"{path} of '{revision}'")
@@ -153,11 +153,14 @@ def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], capture_output=True, text=True).stdout
 
 
-def _parsed(text: str, where: str) -> Any:
+def _parsed(text: bytes, where: str) -> dict[str, Any]:
     try:
-        return json.loads(text)
+        content = json.loads(text)
     except ValueError as fault:
         raise InputError(f"{where} is damaged: {fault}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{where} is damaged: it holds no names")
+    return content
 
 
 def compare(before: str, after: str | None) -> str:

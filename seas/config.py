@@ -21,7 +21,7 @@ from seas.base.pretrained import check_base, check_stable_diffusion, find_base, 
 from seas.base.settings import PAPER_BASE, BaseSettings
 from seas.data.mvtec_ad import require_groups
 from seas.data.settings import DataSettings
-from seas.downstream.settings import DownstreamSettings
+from seas.downstream.settings import IMAGES_FOR_THRESHOLDS, DownstreamSettings
 from seas.errors import InputError
 from seas.generation.settings import GenerationSettings
 from seas.generator.settings import GeneratorSettings
@@ -520,7 +520,7 @@ class Workflow:
     def work(self, stage: str, wildcards: Mapping[str, str]) -> Work:
         """What one job does; ``wildcards`` name it as its rule does."""
         if stage == "report":
-            return Work(stage, steps=sum(len(self.products(dataset)) for dataset, _, _ in self.runs()), pixels=1)
+            return self._work_of_report()
         if "base" in wildcards:
             settings = self.base_named(wildcards["base"])
         elif "experiment" in wildcards:
@@ -529,8 +529,21 @@ class Workflow:
             return Work(stage)
         types = len(self.types(wildcards["dataset"], wildcards["product"])) if "product" in wildcards else 0
         products = self.products_of(wildcards["dataset"], wildcards["scope"]) if "scope" in wildcards else []
-        tested = max((self.tested(wildcards["dataset"], product) for product in products), default=0)
+        scored = [self.tested(wildcards["dataset"], product) for product in products]
+        tested = max([2 * IMAGES_FOR_THRESHOLDS, *scored])
         return work(stage, settings, types=types, parameters=self._unet_parameters(settings), tested=tested)
+
+    def _work_of_report(self) -> Work:
+        shown = {(dataset, experiment) for dataset, experiment, _ in self.runs()}  # the pictures are of one seed
+        types = sum(len(self.types(dataset, product)) for dataset, _ in shown for product in self.products(dataset))
+        settings = [self.settings(*run) for run in shown]
+        return Work(
+            "report",
+            steps=sum(len(self.products(dataset)) for dataset, _, _ in self.runs()),
+            pixels=max(run.data.image_size**2 for run in settings),
+            parameters=max(map(self._unet_parameters, settings)),
+            shown=types * self.config.report.examples_per_type,
+        )
 
     @functools.cache
     def tested(self, dataset: str, product: str) -> int:

@@ -139,6 +139,10 @@ def fit(image: np.ndarray, mask: np.ndarray, size: int, mode: str) -> Fitted:
     )
 
 
+FIT_OF_MADE = "pad"
+"""How images that this project made are fitted again: each is a square, or the part of a padded one that is no padding."""
+
+
 def load_fitted(root: Path, row: Any, size: int, mode: str) -> Fitted:
     """The fitted photograph and mask of a row of the samples table (its ``image`` and ``mask``, relative to ``root``)."""
     image = read_image(Path(root) / row.image)

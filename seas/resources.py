@@ -39,6 +39,7 @@ ACTIVATIONS_KB_A_PIXEL = {
     "rmp": 18,  # 1356 MiB at 4 images of 64 px
     "generation": 9,  # 1359 MiB at 8 images of 64 px
     "downstream": 4,  # 1304 MiB at 8 images of 96 px
+    "report": 9,  # as generation: one image at a time
     "metrics": 0.012,  # images and masks of a type, generated, real and cut out, 12 bytes a pixel; on a GPU, too
 }
 EXTRACTOR_MB = 500
@@ -87,6 +88,8 @@ REFERENCES = {
     "report": Reference(7.6, 1),  # two products in 15 s, imports and all
 }
 """Steps on a CPU. Larger images and networks are taken to cost in proportion."""
+SHOWN = Reference(8.0, 512**2, 860_000_000)
+"""An image whose attention the report reads, once through encoder and U-Net: on two cores a pair took 124 s for 50 times."""
 GPU_RATES = {
     # Stable Diffusion at 512 px on one H100: the project's goals, which nobody has measured.
     "generator": Rate(0.060, GOAL),
@@ -102,10 +105,11 @@ GPU_RATES = {
 class Work(NamedTuple):
     """What one job does.
 
-    steps: updates, images, or the report's products of runs. pixels: of one step. at_once: steps whose images are held at
-    once. parameters: of the U-Net, 0 without one. models: how many are trained one after the other, and saved.
-    counted: updates or pairs that its run counts as measured, if it is not continued; 0 where it counts none.
-    offloaded: whether the optimizer lies in the host's memory. tested: pixels that are scored at once.
+    steps: updates, images, or the report's products of runs. pixels: of one step, of one image in the report. at_once:
+    steps whose images are held at once. parameters: of the U-Net, 0 without one. models: how many are trained one after the
+    other, and saved. counted: updates or pairs that its run counts as measured, if it is not continued; 0 where it counts
+    none. offloaded: whether the optimizer lies in the host's memory. tested: pixels that are scored at once.
+    shown: images whose attention the report reads.
     """
 
     stage: str
@@ -119,12 +123,13 @@ class Work(NamedTuple):
     counted: int = 0
     offloaded: bool = False
     tested: int = 0
+    shown: int = 0
 
 
 def work(stage: str, settings: Any, *, types: int, parameters: int, tested: int = 0) -> Work:
     """The work of one job: ``settings`` are the run's, ``types`` counts the anomaly types (G) of its product.
 
-    ``tested`` counts the test photographs of the product that has most.
+    ``tested`` counts the photographs that are scored at once at most.
     """
     device, precision, side = settings.compute.device, settings.compute.precision, settings.data.image_size
     made = settings.generation
@@ -181,8 +186,15 @@ def rate(job: Work) -> Rate:
     if job.device == "cuda":
         return GPU_RATES[job.stage]
     measured = REFERENCES[job.stage]
-    larger = job.pixels / measured.pixels * (job.parameters / measured.parameters if job.parameters else 1)
+    if job.stage == "report":
+        maps = SHOWN.seconds * _larger(job, SHOWN) * job.shown / max(1, job.steps)
+        return Rate(measured.seconds + maps, MEASURED if maps <= measured.seconds else GUESS)
+    larger = _larger(job, measured)
     return Rate(measured.seconds * larger, MEASURED if 0.25 <= larger <= 4 else GUESS)
+
+
+def _larger(job: Work, measured: Reference) -> float:
+    return job.pixels / measured.pixels * (job.parameters / measured.parameters if job.parameters else 1)
 
 
 def minutes(job: Work, attempt: int = 1) -> int:

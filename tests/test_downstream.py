@@ -1,6 +1,7 @@
 """Segmentation: the network's facts, equal conditions of the arms, resume, scoring, prediction on own photographs."""
 
 import json
+import math
 import os
 
 import numpy as np
@@ -20,7 +21,7 @@ from seas.downstream.settings import DownstreamSettings
 from seas.downstream.train import IGNORED, SegmenterTrainer, rate, train_segmenter
 from seas.errors import InputError
 from seas.generation.crop_and_paste import crop_and_paste_product
-from seas.images import load_fitted, read_image, write_image, write_mask
+from seas.images import load_fitted, read_image, valid_part, write_image, write_mask
 from seas.settings import ComputeSettings
 
 CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
@@ -105,7 +106,9 @@ class TestNetwork:
 
 class TestArms:
     def counts(self, trained_on, miniature, trees):
-        abnormal, normal = training_samples(trained_on, {"washer": miniature.split}, {"washer": trees}, miniature.root)
+        abnormal, normal = training_samples(
+            trained_on, {"washer": miniature.split}, {"washer": trees}, miniature.root, "auto"
+        )
         return len(abnormal), len(normal)
 
     def test_the_abnormal_images_differ_the_normal_ones_do_not(self, miniature, pairs):
@@ -115,10 +118,27 @@ class TestArms:
         assert self.counts("real+generated", miniature, [pairs]) == (21, 10)
         assert self.counts("real+crop_and_paste", miniature, [pairs]) == (21, 10)
 
+    def test_a_generated_pair_of_a_padded_photograph_is_padded_too(self, miniature, tmp_path):
+        """Of 1000 × 977 pixels the short side differs by more than 2 % and is padded; of its 64 × 63 it no longer does."""
+        draws = np.random.default_rng(0)
+        write_image(draws.integers(0, 255, (1000, 977, 3), np.uint8), tmp_path / "photograph.png")
+        photograph = load_fitted(tmp_path, Sample(tmp_path, "photograph.png", "", "auto"), 64, "auto")
+        rows, columns = valid_part(photograph.valid)
+        assert photograph.image[rows, columns].shape == (64, 63, 3)
+        write_image(photograph.image[rows, columns], tmp_path / "tree/made.png")
+        write_mask(np.ones((64, 63), bool), tmp_path / "tree/mask.png")
+        pair = {"type": "rust", "image": "made.png", "mask": "mask.png"}
+        write_table(pd.DataFrame([pair]), tmp_path / "tree/images.parquet")
+        (made,), _ = training_samples(
+            "generated", {"washer": miniature.split}, {"washer": [tmp_path / "tree"]}, miniature.root, "auto"
+        )
+        again = load_fitted(made.root, made, 64, made.fit)
+        assert np.array_equal(again.image, photograph.image) and np.array_equal(again.valid, photograph.valid)
+
     def test_no_test_image_is_trained_on(self, miniature, pairs):
         split = read_table(miniature.split)
         abnormal, normal = training_samples(
-            "real+generated", {"washer": miniature.split}, {"washer": [pairs]}, miniature.root
+            "real+generated", {"washer": miniature.split}, {"washer": [pairs]}, miniature.root, "auto"
         )
         assert not {sample.image for sample in (*abnormal, *normal) if sample.root == miniature.root} & set(
             split[split.role == "test"].image
@@ -148,10 +168,9 @@ class TestArms:
 
 class TestBatches:
     def batches(self, miniature, **changes):
-        abnormal, normal = training_samples("real", {"washer": miniature.split}, {"washer": []}, miniature.root)
+        abnormal, normal = training_samples("real", {"washer": miniature.split}, {"washer": []}, miniature.root, "auto")
         arguments = {
             "size": 32,
-            "fit": "auto",
             "batch_size": 4,
             "augmentation": "turns_and_flips",
             "jitter": 0.1,
@@ -173,7 +192,7 @@ class TestBatches:
 
     def test_without_augmentation_the_photographs_stay_as_they_are(self, miniature):
         batch = self.batches(miniature, augmentation="none", jitter=0.0).batch(0)
-        abnormal, _ = training_samples("real", {"washer": miniature.split}, {"washer": []}, miniature.root)
+        abnormal, _ = training_samples("real", {"washer": miniature.split}, {"washer": []}, miniature.root, "auto")
         masks = [load_fitted(sample.root, sample, 32, "auto").mask for sample in abnormal]
         assert all(any(np.array_equal(mask, own) for own in masks) for mask in batch.masks[:2])
 
@@ -184,11 +203,11 @@ class TestBatches:
 
     def test_the_jitter_moves_a_flat_image_by_its_brightness_alone(self, tmp_path):
         write_image(np.full((32, 32, 3), 100, np.uint8), tmp_path / "flat.png")
-        pools = [Sample(tmp_path, "flat.png", "")], [Sample(tmp_path, "flat.png", "")]
+        pools = [Sample(tmp_path, "flat.png", "", "auto")], [Sample(tmp_path, "flat.png", "", "auto")]
         values = {}
         for jitter in (0.0, 0.1):
             batches = SegmentationBatches(
-                *pools, size=32, fit="auto", batch_size=2, augmentation="turns_and_flips", jitter=jitter, seed=0
+                *pools, size=32, batch_size=2, augmentation="turns_and_flips", jitter=jitter, seed=0
             )
             images = np.concatenate([batches.batch(step).images for step in range(20)])
             assert (images == images[:, :1, :1, :1]).all()
@@ -268,9 +287,9 @@ class TestTraining:
             mask[4:12, 4:12] = name == "abnormal"
             write_image(image, tmp_path / f"{name}.png")
             write_mask(mask, tmp_path / f"{name}_mask.png")
-            samples.append([Sample(tmp_path, f"{name}.png", f"{name}_mask.png")])
+            samples.append([Sample(tmp_path, f"{name}.png", f"{name}_mask.png", "auto")])
         monkeypatch.setattr(downstream_train, "anomaly_maps", lambda network, images: images[..., 0] / 255)
-        found = downstream_train._thresholds(None, *samples, SMALL, miniature.data, 0)
+        found = downstream_train._thresholds(None, *samples, SMALL, 0)
         assert found == pytest.approx((250 / 255, 150 / 255))
 
     def test_the_saved_thresholds_saw_training_images_alone(self, miniature, tmp_path, monkeypatch):
@@ -287,8 +306,9 @@ class TestTraining:
         split = read_table(miniature.split)
         assert seen and not {sample.image for sample in seen} & set(split[split.role == "test"].image)
 
-    def test_the_mean_is_over_products(self):
-        rows = [{"product": p, "level": "pixel", "metric": "ap", "value": v} for p, v in (("a", 10.0), ("b", 30.0))]
+    def test_the_mean_is_over_the_products_that_have_a_score(self):
+        values = {"a": 10.0, "b": 30.0, "c": math.nan}
+        rows = [{"product": name, "level": "pixel", "metric": "ap", "value": value} for name, value in values.items()]
         assert downstream_train._means(rows) == [{"product": "", "level": "pixel", "metric": "ap", "value": 20.0}]
 
     def test_an_interrupted_training_ends_with_the_same_weights(self, trained, miniature, pairs, tmp_path, monkeypatch):
@@ -367,10 +387,10 @@ class TestTraining:
             image[mask] = 250
             write_image(image, tmp_path / f"a{k}.png")
             write_mask(mask, tmp_path / f"m{k}.png")
-            abnormal.append(Sample(tmp_path, f"a{k}.png", f"m{k}.png"))
-            normal.append(Sample(tmp_path, f"n{k}.png", ""))
+            abnormal.append(Sample(tmp_path, f"a{k}.png", f"m{k}.png", "auto"))
+            normal.append(Sample(tmp_path, f"n{k}.png", "", "auto"))
         batches = SegmentationBatches(
-            abnormal, normal, size=32, fit="auto", batch_size=4, augmentation="turns_and_flips", jitter=0.1, seed=0
+            abnormal, normal, size=32, batch_size=4, augmentation="turns_and_flips", jitter=0.1, seed=0
         )
         settings = SMALL.model_copy(update={"updates": 60})
         trainer = SegmenterTrainer("bisenet_v2", batches, settings, CPU, 0, torch.device("cpu"))

@@ -14,12 +14,14 @@ import pytest
 from PIL import Image
 
 from seas.artifacts import MEASURED, Provenance, write_table, writing_folder
+from seas.generator.pipeline import load_pipeline
 from seas.generator.prompts import Prompts
 from seas.images import outlined
 from seas.report import parts, shots
+from seas.report.attention import token_attention
 from seas.report.cost import cost
 from seas.report.figures import attention_overlay, loss_curves
-from seas.report.published import thinned
+from seas.report.published import settings_of_stages, thinned
 from seas.report.runs import ReportedRun
 from seas.report.settings import ReportSettings
 from seas.report.tables import (
@@ -262,9 +264,14 @@ def test_mean_needs_every_product_and_names_mixed_protocols(runs):
     mixed = results.assign(protocol=results["product"])
     assert set(means_over_products(mixed).protocol) == {"mixed"}
     untested = results[(results["product"] == "bottle") | (results.level == "generation")]
-    extra = untested[untested.level != "generation"].assign(product="cable")
+    without_score = results[(results["product"] == "carpet") & (results.level != "generation")].assign(value=np.nan)
+    untested = pd.concat([untested, without_score])
+    extra = untested[(untested["product"] == "bottle") & (untested.level != "generation")].assign(product="cable")
     means = means_over_products(pd.concat([untested, extra]))
-    assert {"kid", "auroc"} <= set(means.metric), "carpet has no test images: the models' means are over the others"
+    assert {"kid", "auroc"} <= set(means.metric), (
+        "carpet has no abnormal test image: the models' means are over the others"
+    )
+    assert not means.value.isna().any()
     assert means_over_products(results[results["product"] == "carpet"]).empty
 
 
@@ -478,7 +485,7 @@ def test_pairs_that_two_experiments_share_are_shown_once(runs, tmp_path, monkeyp
 def test_what_git_keeps_of_the_results(report, runs):
     kept = report / "first"
     settings = json.loads((kept / "settings.json").read_text())["mvtec_ad"]["seas"]
-    obeyed = {"updates": 100, "image_size": SIZE}
+    obeyed = {"updates": 100, "image_size": SIZE, "scope": "unified"}
     assert settings["downstream"] == {"compute": {"threads": 1}, "downstream": obeyed, "stage_version": 1}
     assert settings["generation"] == {"generation": {"threshold": 0.2}, "stage_version": 1}
     names = sorted(str(path.relative_to(kept / "plots")) for path in (kept / "plots").rglob("*.csv"))
@@ -574,6 +581,34 @@ def test_arms_that_see_enlarged_images_are_named(runs):
     assert [f"have {SIZE // 2} px and are enlarged to {SIZE}" in s for s in parts.limits(smaller, results)].count(
         True
     ) == 1
+
+
+def test_a_model_for_each_product_is_named_where_the_paper_has_one_for_all(runs):
+    def sentences(**changes):
+        return [text for text in parts.limits([replace(runs[0], **changes)], collect(runs)) if "of its own" in text]
+
+    apart = [replace(arm, scope="bottle") for arm in runs[0].downstream]
+    assert not sentences() and not sentences(downstream=apart, variant="multiple_models")
+    assert not sentences(downstream=apart, dataset="mine")
+    assert sentences(downstream=apart) == [
+        "Each product has a segmentation model of its own in mvtec_ad: seas, the paper has one of all products: "
+        "these scores and its do not compare."
+    ]
+    told = settings_of_stages([replace(runs[0], downstream=apart)])["mvtec_ad"]["seas"]["downstream"]["downstream"]
+    assert told["scope"] == "per_product"
+    assert "one a product" in parts.overview([replace(runs[0], downstream=apart)]).rows[0][5]
+
+
+def test_an_image_is_shown_the_same_attention_alone_and_among_others(generator, miniature):
+    pipeline, prompts = load_pipeline(generator), Prompts.load(generator)
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    looks = {"layers": (1, 2), "timestep": 300, "seed": 0}
+    all_maps = token_attention(pipeline, prompts, "rust", images, **looks)
+    tokens = len(prompts.anomaly_tokens["rust"]) + len(prompts.normal_tokens)
+    assert all_maps.shape == (3, tokens, 32, 32) and all_maps.min() >= 0 and (all_maps.sum(1) <= 1 + 1e-5).all()
+    alone = token_attention(pipeline, prompts, "rust", images[:1], **looks)
+    assert alone == pytest.approx(all_maps[:1], abs=1e-6)
+    assert np.abs(all_maps[1] - all_maps[2]).max() > 1e-6
 
 
 def test_words_that_stand_for_tokens_head_a_column_for_each_of_their_pieces():

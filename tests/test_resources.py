@@ -109,6 +109,17 @@ def test_a_report_of_many_runs_asks_for_more():
     assert (minutes(small), minutes(large)) == (21, 31)
 
 
+def test_a_report_of_stable_diffusion_asks_for_its_networks_and_its_time():
+    """Five U-Net bytes a parameter, 9 KB a pixel of one image; 8 s for each of 15 products' 292 images."""
+    job = Work("report", steps=15, pixels=512**2, parameters=SD, shown=292)
+    assert memory_mb(job) == round(2400 + 15 * 50 + 600 + 5 * SD / 1e6 + 9 * 512**2 / 1e3)
+    assert minutes(job) == pytest.approx(20 + 2 * (15 * 7.6 + 292 * 8) / 60, abs=1)
+    assert (
+        rate(job).source == GUESS
+        and rate(Work("report", steps=2, pixels=64**2, parameters=11_500_000)).source == MEASURED
+    )
+
+
 def test_what_lies_far_from_the_measurement_is_a_guess():
     larger = work("generator", DEMO.model_copy(update={"data": PAPER.data}), types=3, parameters=11_500_000)
     assert rate(larger).source == GUESS

@@ -10,7 +10,7 @@ import pandas as pd
 
 from seas.artifacts import read_table
 from seas.errors import InputError
-from seas.images import Fitted, augment, draw_augmentation, load_fitted
+from seas.images import FIT_OF_MADE, Fitted, augment, draw_augmentation, load_fitted
 from seas.seeding import rng
 
 CACHE_BYTES = 2 * 2**30
@@ -19,17 +19,18 @@ READERS = 4
 
 
 class Sample(NamedTuple):
-    """One training image. ``image`` and ``mask`` are relative to ``root``; ``mask`` is "" for a normal one."""
+    """One training image, and how it is fitted. ``image`` and ``mask`` are relative to ``root``; ``mask`` is "" for a normal one."""
 
     root: Path
     image: str
     mask: str
+    fit: str
 
 
 def training_samples(
-    trained_on: str, splits: Mapping[str, Path], trees: Mapping[str, Sequence[Path]], root: Path
+    trained_on: str, splits: Mapping[str, Path], trees: Mapping[str, Sequence[Path]], root: Path, fit: str
 ) -> tuple[list[Sample], list[Sample]]:
-    """The abnormal and the normal images of an arm.
+    """The abnormal and the normal images of an arm; ``fit`` is that of the photographs.
 
     The normals are all of train/good in each arm; the abnormal ones are the split's shots for ``real`` and
     the arms that name ``real``, and the trees' pairs for all but ``real``.
@@ -40,13 +41,14 @@ def training_samples(
     normal: list[Sample] = []
     for product, path in splits.items():
         split = read_table(path)
-        normal += [Sample(root, image, "") for image in split[(split.type == "good") & (split.folder == "train")].image]
+        good = split[(split.type == "good") & (split.folder == "train")]
+        normal += [Sample(root, image, "", fit) for image in good.image]
         if trained_on.startswith("real"):
             shots = split[split.role == "shot"]
-            abnormal += [Sample(root, *pair) for pair in zip(shots.image, shots["mask"], strict=True)]
+            abnormal += [Sample(root, *pair, fit) for pair in zip(shots.image, shots["mask"], strict=True)]
         for tree in trees[product]:
             pairs = read_table(tree / "images.parquet").query("type != 'good'")
-            abnormal += [Sample(tree, *pair) for pair in zip(pairs.image, pairs["mask"], strict=True)]
+            abnormal += [Sample(tree, *pair, FIT_OF_MADE) for pair in zip(pairs.image, pairs["mask"], strict=True)]
     if not abnormal or not normal:
         raise InputError(f"downstream {trained_on}: there is no {'abnormal' if normal else 'normal'} image to train on")
     return abnormal, normal
@@ -69,14 +71,13 @@ class SegmentationBatches:
         normal: list[Sample],
         *,
         size: int,
-        fit: str,
         batch_size: int,
         augmentation: str,
         jitter: float,
         seed: int,
     ) -> None:
         self._pools = (abnormal, normal)
-        self._size, self._fit, self._half = size, fit, batch_size // 2
+        self._size, self._half = size, batch_size // 2
         self._augmentation, self._jitter, self._seed = augmentation, jitter, seed
         self._cache: dict[Sample, Fitted] = {}
         self._room = CACHE_BYTES // (5 * size * size)
@@ -108,7 +109,7 @@ class SegmentationBatches:
 
     def _read(self, sample: Sample) -> Fitted:
         if (fitted := self._cache.get(sample)) is None:
-            fitted = load_fitted(sample.root, sample, self._size, self._fit)
+            fitted = load_fitted(sample.root, sample, self._size, sample.fit)
             if len(self._cache) < self._room:
                 self._cache[sample] = fitted
         return fitted

@@ -6,7 +6,7 @@ from pydantic import field_validator
 
 from seas.settings import StationSettings, setting
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 
 Source = Literal["real", "crop_and_paste", "real+crop_and_paste", "generated", "real+generated"]
 TREES: dict[str, tuple[str, ...]] = {
@@ -17,6 +17,8 @@ TREES: dict[str, tuple[str, ...]] = {
     "real+generated": ("generation",),
 }
 """The stages whose pairs each source trains on."""
+IMAGES_FOR_THRESHOLDS = 100
+"""Training images of each kind, abnormal and normal, at most, that a trained model's thresholds are chosen on."""
 
 
 class DownstreamSettings(StationSettings):

@@ -15,7 +15,7 @@ from seas.data.index import refuse_lost_defects
 from seas.data.settings import DataSettings
 from seas.downstream.model import MODELS, WEIGHTS, Description, anomaly_maps, normalised, save_description
 from seas.downstream.samples import Sample, SegmentationBatches, fitted_samples, training_samples
-from seas.downstream.settings import STAGE_VERSION, DownstreamSettings
+from seas.downstream.settings import IMAGES_FOR_THRESHOLDS, STAGE_VERSION, DownstreamSettings
 from seas.errors import InputError
 from seas.images import Fitted, load_fitted, outlined, write_image
 from seas.scores import RESULT_COLUMNS, Curve, detection_scores, image_maxima
@@ -33,7 +33,6 @@ METHODS = {
 """The method's name in the result tables; only that of the generated pairs alone is the paper's SeaS."""
 WARM_UP = 0.02
 POWER = 0.9
-IMAGES_FOR_THRESHOLDS = 100
 EXAMPLES = 6
 IGNORED = 255
 """Target of a pixel that is padding."""
@@ -77,12 +76,11 @@ def train_segmenter(
         raise InputError(f"downstream {trained_on}: no image of {', '.join(splits)} is left to test")
     for test in tests.values():
         refuse_lost_defects(test, root, data.model_copy(update={"image_size": settings.image_size}))
-    abnormal, normal = training_samples(trained_on, splits, trees, root)
+    abnormal, normal = training_samples(trained_on, splits, trees, root, data.fit)
     batches = SegmentationBatches(
         abnormal,
         normal,
         size=settings.image_size,
-        fit=data.fit,
         batch_size=settings.batch_size,
         augmentation=data.augmentation,
         jitter=settings.jitter,
@@ -99,7 +97,7 @@ def train_segmenter(
         tensorboard=tensorboard,
     )
     network = trainer.network.eval().requires_grad_(False)
-    image_threshold, pixel_threshold = _thresholds(network, abnormal, normal, settings, data, seed)
+    image_threshold, pixel_threshold = _thresholds(network, abnormal, normal, settings, seed)
     with writing_folder(output, provenance) as folder:
         scores, curves = [], []
         for product, test in progress(list(tests.items()), f"downstream {model} {trained_on}: test"):
@@ -188,14 +186,12 @@ def rate(step: int, updates: int) -> float:
     return min((step + 1) / warm, (1 - step / updates) ** POWER)
 
 
-def _thresholds(
-    network, abnormal: list[Sample], normal: list[Sample], settings, data, seed: int
-) -> tuple[float, float]:
+def _thresholds(network, abnormal: list[Sample], normal: list[Sample], settings, seed: int) -> tuple[float, float]:
     """The thresholds of the highest F1 on training images: of an image's score and of a pixel's."""
     fitted: list[Fitted] = []
     for number, pool in enumerate((abnormal, normal)):
         order = rng(seed, "downstream thresholds", number).permutation(len(pool))[:IMAGES_FOR_THRESHOLDS]
-        fitted += [load_fitted(pool[k].root, pool[k], settings.image_size, data.fit) for k in order]
+        fitted += [load_fitted(pool[k].root, pool[k], settings.image_size, pool[k].fit) for k in order]
     maps = anomaly_maps(network, np.stack([sample.image for sample in fitted]))
     masks, valid = np.stack([sample.mask for sample in fitted]), np.stack([sample.valid for sample in fitted])
     of_images, of_pixels = Curve.of(masks.any((1, 2)), image_maxima(maps, valid)), Curve.of(masks[valid], maps[valid])
@@ -203,9 +199,12 @@ def _thresholds(
 
 
 def _means(scores: list[dict]) -> list[dict]:
+    """The means over the products that have a score: one without an abnormal test image has none."""
+    table = pd.DataFrame(scores)
+    scored = table[table.groupby("product").value.transform("count") > 0]
     return [
         {"product": "", "level": level, "metric": metric, "value": of_products.value.mean(skipna=False)}
-        for (level, metric), of_products in pd.DataFrame(scores).groupby(["level", "metric"], sort=False)
+        for (level, metric), of_products in scored.groupby(["level", "metric"], sort=False)
     ]
 
 

@@ -35,16 +35,19 @@ def token_attention(
     tokens = [*prompts.anomaly_tokens[anomaly_type], *prompts.normal_tokens]
     positions = token_positions(tokenise(pipeline, [prompt])[0].tolist(), token_ids(pipeline.tokenizer, tokens))
 
-    latents = pipeline.vae.encode(to_tensor(images)).latent_dist.mean * pipeline.vae.config.scaling_factor
-    noise = torch.randn(latents.shape, generator=torch_rng(seed, "report", "attention", prompts.product, anomaly_type))
     steps = pipeline.scheduler.config.num_train_timesteps
-    timesteps = torch.full((len(latents),), timestep * steps // 1000)
-    noisy = pipeline.scheduler.add_noise(latents, noise, timesteps)
-
+    timesteps = torch.full((1,), timestep * steps // 1000)
+    context = encode_prompts(pipeline, [prompt])
+    generator = torch_rng(seed, "report", "attention", prompts.product, anomaly_type)
     recorder = AttentionMaps(pipeline.unet, layers)
-    pipeline.unet(noisy, timesteps, encode_prompts(pipeline, [prompt] * len(latents)))
-    maps = recorder.read(*latents.shape[2:])
+    found = []
+    for image in to_tensor(images).split(1):  # together, those of Stable Diffusion would need gigabytes
+        latents = pipeline.vae.encode(image).latent_dist.mean * pipeline.vae.config.scaling_factor
+        noise = torch.randn(latents.shape, generator=generator)
+        pipeline.unet(pipeline.scheduler.add_noise(latents, noise, timesteps), timesteps, context)
+        maps = recorder.read(*latents.shape[2:]).values()
+        of_tokens = [token_maps(of_layer, torch.tensor([positions])) for of_layer in maps]
+        enlarged = [interpolate(tokens, images.shape[1:3], mode="bilinear") for tokens in of_tokens]
+        found.append(torch.stack(enlarged).mean(dim=0))
     recorder.remove()
-    index = torch.tensor([positions] * len(latents))
-    enlarged = [interpolate(token_maps(m, index), images.shape[1:3], mode="bilinear") for m in maps.values()]
-    return torch.stack(enlarged).mean(dim=0).numpy()
+    return torch.cat(found).numpy()

@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from seas.artifacts import read_manifest, read_table
 from seas.generator.pipeline import load_pipeline
 from seas.generator.prompts import Prompts, models_of, token_ids
-from seas.images import load_fitted
+from seas.images import FIT_OF_MADE, load_fitted
 from seas.report.attention import token_attention
 from seas.report.figures import (
     ARM_LABELS,
@@ -26,7 +26,7 @@ from seas.report.page import Block, Part, Picture
 from seas.report.published import settings_of_stages
 from seas.report.runs import ProductResults, ReportedRun
 from seas.report.settings import ReportSettings
-from seas.report.tables import MISSING, TextTable, beside_paper, metric_label, over_seeds, shown, wide
+from seas.report.tables import MISSING, TextTable, beside_paper, metric_label, over_seeds, paper_results, shown, wide
 
 PAPER_EXTRACTORS = ("inception_v3", "vgg16")
 PAPER_IMAGE_SIZE = 512
@@ -46,7 +46,7 @@ def overview(runs: Sequence[ReportedRun]) -> TextTable:
                 ", ".join(str(seed.seed) for seed in seeds),
                 ", ".join(run.products),
                 f"{run.image_size} px, {run.fit}",
-                ", ".join(sorted({arm.model for arm in run.downstream})),
+                ", ".join(sorted({arm.model for arm in run.downstream})) + ("" if run.unified else ", one a product"),
                 ", ".join(ARM_LABELS.get(arm, arm) for arm in arms),
             ]
         )
@@ -99,6 +99,11 @@ def limits(runs: Sequence[ReportedRun], results: pd.DataFrame) -> list[str]:
         sentences.append(
             f"Images have {pixels} pixels a side, the paper's {PAPER_IMAGE_SIZE}; such numbers say little beside its."
         )
+    if apart := sorted({f"{run.dataset}: {run.experiment}" for run in runs if _apart_unlike_the_paper(run)}):
+        sentences.append(
+            f"Each product has a segmentation model of its own in {', '.join(apart)}, the paper has one of all products: "
+            "these scores and its do not compare."
+        )
     if enlarged := sorted({sizes for run in runs for sizes in _enlarged(run)}):
         listed = ", ".join(f"{made} px and are enlarged to {tested}" for made, tested in enlarged)
         sentences.append(
@@ -110,6 +115,10 @@ def limits(runs: Sequence[ReportedRun], results: pd.DataFrame) -> list[str]:
     if _stand_ins(results):
         sentences.append(_stand_in_sentence(results))
     return sentences
+
+
+def _apart_unlike_the_paper(run: ReportedRun) -> bool:
+    return not run.unified and run.variant != "multiple_models" and run.dataset in set(paper_results().dataset)
 
 
 def _enlarged(run: ReportedRun) -> Iterator[tuple[int, int]]:
@@ -166,16 +175,27 @@ def _pairs(run: ReportedRun, title: str, settings: ReportSettings, drawn: dict[P
 def _sheet_rows(
     run: ReportedRun, results: ProductResults, settings: ReportSettings
 ) -> tuple[list[SheetRow], list[str]]:
+    rows, headings = [], []
+    for model in models_of(results.generator):
+        of_model, headings = _sheet_rows_of(model, run, results, settings)
+        rows += of_model
+    return rows, headings
+
+
+def _sheet_rows_of(
+    model: Path, run: ReportedRun, results: ProductResults, settings: ReportSettings
+) -> tuple[list[SheetRow], list[str]]:
+    """The rows of the types that a model has learned, and the headings of its tokens."""
+    pipeline, prompts = load_pipeline(model), Prompts.load(model)
     split = read_table(results.split)
     images = read_table(results.generation / "images.parquet")
     layers = read_manifest(results.generator)["settings"]["generator"]["attention_layers"]
-    rows, headings = [], []
-    for pipeline, prompts, name in _types(results.generator):
-        headings = headings or tokens_shown(prompts, pipeline)
+    rows = []
+    for name in prompts.types:
         pairs = images[images.type == name].sort_values("index").head(settings.examples_per_type)
         if pairs.empty:
             continue
-        fitted = [load_fitted(results.generation, pair, run.image_size, run.fit) for pair in pairs.itertuples()]
+        fitted = [load_fitted(results.generation, pair, run.image_size, FIT_OF_MADE) for pair in pairs.itertuples()]
         generated = np.stack([pair.image for pair in fitted])
         masks = [pair.mask for pair in fitted]
         shots = split[(split.role == "shot") & (split.type == name)].head(len(pairs))
@@ -185,15 +205,7 @@ def _sheet_rows(
             pipeline, prompts, name, generated, layers=layers, timestep=settings.attention_timestep, seed=run.seed
         )
         rows += [SheetRow(name, *cells) for cells in zip(real, generated, masks, attention, strict=True)]
-    return rows, headings
-
-
-def _types(generator: Path) -> Iterator[tuple[StableDiffusionPipeline, Prompts, str]]:
-    """Each type, with the pipeline that makes it and its prompts."""
-    for model in models_of(generator):
-        pipeline, prompts = load_pipeline(model), Prompts.load(model)
-        for name in prompts.types:
-            yield pipeline, prompts, name
+    return rows, tokens_shown(prompts, pipeline)
 
 
 def tokens_shown(prompts: Prompts, pipeline: StableDiffusionPipeline) -> list[str]:

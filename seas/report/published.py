@@ -48,7 +48,10 @@ def _last(parts: int, folder: Path) -> str:
 
 
 def settings_of_stages(runs: Sequence[ReportedRun]) -> dict[str, Any]:
-    """dataset → experiment → stage → its settings and ``stage_version``, as the manifests have them."""
+    """dataset → experiment → stage → its settings and ``stage_version``, as the manifests have them.
+
+    A segmentation model's ``scope`` is what it was trained on: with some of the products alone no model is unified.
+    """
     found: dict[str, Any] = {}
     for run in runs:
         stages = found.setdefault(run.dataset, {}).setdefault(run.experiment, {})
@@ -57,6 +60,8 @@ def settings_of_stages(runs: Sequence[ReportedRun]) -> dict[str, Any]:
                 continue  # a table of an earlier version
             manifest = read_manifest(artifact)
             stages[manifest["stage"]] = dict(_of_all_arms(manifest))
+        if run.downstream:
+            stages["downstream"]["downstream"]["scope"] = "unified" if run.unified else "per_product"
     return found
 
 

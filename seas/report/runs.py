@@ -61,6 +61,11 @@ class ReportedRun:
         changed = {"root": Path(plain["root"]), "products": products, "downstream": downstream}
         return cls(**{**plain, **changed})
 
+    @property
+    def unified(self) -> bool:
+        """Whether one segmentation model of an arm is that of all products."""
+        return all(arm.scope == "all" for arm in self.downstream)
+
     def artifacts(self) -> list[Path]:
         """The finished stages that the report is made of, from left to right."""
         stages = [path for results in self.products.values() for path in vars(results).values()]

@@ -2,7 +2,7 @@
 
 from seas.settings import StationSettings, setting
 
-STAGE_VERSION = 6
+STAGE_VERSION = 7
 
 
 class ReportSettings(StationSettings):

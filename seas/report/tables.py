@@ -80,10 +80,12 @@ def _of_run(run: ReportedRun) -> pd.DataFrame:
 def means_over_products(results: pd.DataFrame) -> pd.DataFrame:
     """The unweighted mean over products of each result that every product of its run has.
 
-    Of a segmentation model it is that over the products with images to test it on. A run of one product has no such mean.
+    Of a segmentation model it is that over the products with abnormal images to test it on. A run of one product has no such
+    mean.
     The rows have an empty product; a protocol or an extractor that differs between the products is named "mixed".
     """
     measured = ["dataset", "experiment", "seed", "model", "trained_on"]
+    results = results[results.groupby([*measured, "product"]).value.transform("count") > 0]
     counts = results.groupby(measured)["product"].nunique()
     means = []
     for _, rows in results.groupby([column for column in KEY if column != "product"]):
