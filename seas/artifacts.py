@@ -46,11 +46,14 @@ STARTED = time.time()
 """When this process began its stage: a job of the workflow is one process."""
 MEASURED: Counter[str] = Counter()
 """What this process did and how long it took: updates and update_seconds, pairs and pair_seconds."""
+SAMPLES, BLOCK_BYTES = 64, 4096
+"""Parts of a large file of a folder that is no artifact, as ``sha256`` reads it."""
 RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "snakemake")
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes; of a folder artifact, that of its manifest; of another folder, of its names and sizes.
+    """SHA-256 of a file's bytes; of a folder artifact, that of its manifest; of another folder, of its files' names, sizes
+    and ``SAMPLES`` blocks of each: other weights of the same architecture differ in any block.
 
     Of a table that carries its run's facts it is that of its manifest, too: the facts are never an input.
     Hidden files do not count: a download of Stable Diffusion leaves a cache of its own that differs between machines.
@@ -60,7 +63,7 @@ def sha256(path: Path) -> str:
     if path.is_dir() and not (path / MANIFEST).exists():
         files = ((file.relative_to(path), file) for file in path.rglob("*") if file.is_file())
         counted = ((name, file) for name, file in files if not hidden(name) and name.suffix != ".md")
-        listing = sorted((str(name), file.stat().st_size) for name, file in counted)
+        listing = sorted((str(name), file.stat().st_size, _sampled(file)) for name, file in counted)
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     if path.is_dir():
         path = path / MANIFEST
@@ -68,6 +71,16 @@ def sha256(path: Path) -> str:
         return hashlib.sha256(_carried(path)[_MANIFEST_KEY]).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sampled(file: Path) -> str:
+    """SHA-256 of ``SAMPLES`` blocks, spread over the file; of a short one, of all its bytes."""
+    size, digest = file.stat().st_size, hashlib.sha256()
+    with open(file, "rb") as content:
+        for start in range(0, size, max(BLOCK_BYTES, size // SAMPLES)):
+            content.seek(start)
+            digest.update(content.read(BLOCK_BYTES))
+    return digest.hexdigest()
 
 
 def hidden(path: Path) -> bool:

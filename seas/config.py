@@ -196,13 +196,24 @@ def _known_keys(model: type[StationSettings], path: Sequence[str]) -> list[str]:
     return list(model.model_fields)
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML's loader, which else keeps the last of two equal keys without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for name in names:
+            if names.count(name) > 1 and name != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"'{name}' stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> Mapping[str, Any]:
     """The content of a YAML file of keys and values; an empty file is an empty mapping.
 
-    Raises InputError when it cannot be read, is no YAML, or holds something else.
+    Raises InputError when it cannot be read, is no YAML, names a key twice, or holds something else.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text()) or {}
+        content = yaml.load(Path(path).read_text(), Loader=_EachKeyOnce) or {}
     except OSError as fault:
         raise InputError(f"{path} cannot be read: {fault.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as fault:
@@ -481,6 +492,7 @@ class Workflow:
         base = self.settings(dataset, experiment).base
         return str(find_base(base.pretrained)) if base.pretrained else f"results/base/{base.name}"
 
+    @functools.cache
     def given_base(self, dataset: str, experiment: str) -> str | None:
         """A hash of a base that is given; None of one that the workflow trains, which Snakemake judges by its time."""
         return (
@@ -506,7 +518,7 @@ class Workflow:
         if "generation" in content:
             content["generation"] = settings.generation.of_an_image()
         if stage:
-            content["compute"] = settings.compute.of(stage).model_dump(mode="json")
+            content["compute"] = settings.compute.of(stage).obeyed()
         return content
 
     def gpus(self, dataset: str, experiment: str) -> int:

@@ -45,6 +45,11 @@ def fault_sentence(fault: BaseException) -> str | None:
         return f"no permission to write or read{_at(fault)}"
     if isinstance(fault, OSError) and fault.filename:
         return f"{fault.filename}: {fault.strerror}"
+    if type(fault).__name__ == "OutOfMemoryError":  # torch's, which a job without a network never imports
+        return (
+            f"the GPU's memory is too small ({str(fault).split('. ')[0]}); a generator needs less with config/card_24gb.yaml or "
+            "config/card_12gb.yaml laid over the configuration (--configfile), every stage with a smaller batch or image_size"
+        )
     if "No space left on device" in str(fault):
         return "no space is left on the disk; make room and start again, finished work is kept"
     return None

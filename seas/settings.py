@@ -30,6 +30,10 @@ class ComputeSettings(StationSettings):
     )
     threads: int = setting(8, "CPU threads of one job", unit="threads", source="ours", ge=1)
 
+    def obeyed(self) -> dict[str, Any]:
+        """What results depend on, as plain values: on a GPU not how many threads read for it."""
+        return self.model_dump(mode="json", exclude={"threads"} if self.device == "cuda" else None)
+
 
 class TrainerSettings(StationSettings):
     """How long the generator and the mask branch train, and on what batches."""

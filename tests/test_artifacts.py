@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import random
 import stat
 import subprocess
 import time
@@ -95,6 +96,18 @@ def test_what_a_download_hides_in_a_folder_and_its_documents_do_not_count(tmp_pa
     assert sha256(tmp_path / "one") == sha256(tmp_path / "two")
     (tmp_path / "two/model").write_text("other weights")
     assert sha256(tmp_path / "one") != sha256(tmp_path / "two")
+
+
+def test_other_weights_of_the_same_names_and_sizes_are_another_folder(tmp_path):
+    weights = random.Random(0).randbytes(10**6)
+    (tmp_path / "base/unet").mkdir(parents=True)
+    (tmp_path / "base/unet/model").write_bytes(weights)
+    before = sha256(tmp_path / "base")
+    (tmp_path / "base/unet/model").write_bytes(weights)
+    assert sha256(tmp_path / "base") == before
+    for changed in (bytes(10**6), weights[: 5 * 10**5] + bytes(5 * 10**5), bytes(5 * 10**4) + weights[5 * 10**4 :]):
+        (tmp_path / "base/unet/model").write_bytes(changed)
+        assert sha256(tmp_path / "base") != before
 
 
 def test_a_folder_input_is_hashed_by_its_manifest(tmp_path):

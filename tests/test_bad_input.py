@@ -101,6 +101,10 @@ CONFIGURATION = {
         r"attention_layers is \[7\]",
     ),
     "threads of an unknown stage": (lambda: config_file("compute: {threads: {rpm: 2}}"), r"rpm is no stage"),
+    "key twice": (
+        lambda: config_file("data: {normals: 6}\ndata: {normals: 7}"),
+        r"own\.yaml is no YAML: 'data' stands twice",
+    ),
     "no yaml": (lambda: config_file("data: [1, 2"), r"own\.yaml is no YAML"),
     "a list instead of keys": (lambda: dataset_file("- root"), r"mine\.yaml: expected keys and values"),
     "missing config file": (lambda: load_workflow([Path("none.yaml")]), r"none\.yaml cannot be read: No such file"),
@@ -455,6 +459,10 @@ class TestDisk:
                 r"no space is left on the disk at results/x\.png",
             ),
             (RuntimeError("I/O error: No space left on device (os error 28)"), r"no space is left on the disk"),
+            (
+                torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …"),
+                r"the GPU's memory is too small \(CUDA out of memory\); .*config/card_12gb\.yaml",
+            ),
             (
                 PermissionError(errno.EACCES, "Permission denied", "results/x.png"),
                 r"no permission to write or read at results/x\.png",

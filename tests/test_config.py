@@ -131,6 +131,13 @@ def test_the_more_particular_file_wins(project):
     assert workflow.settings("other", "tau").generation.threshold == 0.3
 
 
+def test_threads_are_part_of_a_result_on_the_cpu_alone(project):
+    for device, told in (("cpu", True), ("cuda", False)):
+        workflow = flow(compute={"device": device})
+        obeyed = workflow.parameters(workflow.settings("mine", "seas"), "generator", stage="generator")["compute"]
+        assert ("threads" in obeyed) == told and obeyed["device"] == device
+
+
 def test_all_products_are_one_scope_and_a_choice_is_single_scopes(project):
     whole, chosen = flow(), flow(products=["nut"])
     assert whole.scopes("mine", whole.settings("mine", "seas")) == ["all"]
@@ -321,13 +328,16 @@ def test_a_given_base_is_known_by_its_files_and_not_by_its_card(project):
     (project / "config/experiments/given.yaml").write_text(
         "extends: seas\nsettings: {base: {name: given, pretrained: models/given}}"
     )
-    workflow = flow(experiments=["given"])
-    assert workflow.given_base("mine", "seas") is None, "the workflow trains it"
-    before = workflow.given_base("mine", "given")
+    assert flow(experiments=["given"]).given_base("mine", "seas") is None, "the workflow trains it"
+
+    def known():
+        return flow(experiments=["given"]).given_base("mine", "given")
+
+    before = known()
     (base / "README.md").write_text("a card")
-    assert workflow.given_base("mine", "given") == before
-    (base / "weights").write_text("another")
-    assert workflow.given_base("mine", "given") != before
+    assert known() == before
+    (base / "weights").write_text("two")
+    assert known() != before
 
 
 def test_the_bases_that_the_workflow_trains(project):

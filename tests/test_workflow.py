@@ -178,6 +178,16 @@ class TestRuns:
         image.write_bytes(before)
         assert plan["index"] == 1
 
+    def test_photographs_in_another_place_are_the_same_photographs(self, finished):
+        file = finished / "config/datasets/mine.yaml"
+        before = file.read_text()
+        (finished / "data/mine").rename(finished / "data/moved")
+        file.write_text("root: data/moved\n")
+        plan = planned(finished)
+        (finished / "data/moved").rename(finished / "data/mine")
+        file.write_text(before)
+        assert plan == {"report": 1}
+
     def test_the_plan_of_cost_and_progress_is_snakemakes(self, finished, monkeypatch):
         monkeypatch.chdir(finished)
         jobs = planned_jobs(load_workflow([Path("config/demo.yaml"), Path("tiny.yaml")])).values()

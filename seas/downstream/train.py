@@ -62,9 +62,11 @@ def train_segmenter(
     Raises InputError for a missing or damaged table or image, before training when there is nothing to test.
     """
     device = prepare_device(compute)
-    parts = (("downstream", settings), ("data", data), ("compute", compute))
-    obeyed = {name: part.model_dump(mode="json") for name, part in parts}
-    obeyed["downstream"] = settings.of_an_arm() | {"model": model, "trained_on": trained_on}
+    obeyed = {
+        "downstream": settings.of_an_arm() | {"model": model, "trained_on": trained_on},
+        "data": data.model_dump(mode="json"),
+        "compute": compute.obeyed(),
+    }
     inputs = {f"split {product}": path for product, path in splits.items()}
     inputs |= {f"{tree.parent.name} {product}": tree for product, folders in trees.items() for tree in folders}
     provenance = Provenance.of("downstream", STAGE_VERSION, obeyed, seed, inputs)

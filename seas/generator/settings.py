@@ -28,6 +28,13 @@ class GeneratorSettings(TrainerSettings):
         "images of a batch: both kinds, or one kind in the first half of the updates and the other in the second",
         source="Sec. 3.2, Tab. 12; the halves: ours",
     )
+    checkpoint_every: int = setting(
+        2000,
+        "updates between two checkpoints; one of Stable Diffusion takes 10 GB",
+        unit="updates",
+        source="ours",
+        ge=1,
+    )
     updates_per_shot: int | None = setting(
         None,
         "how many updates may draw shots, times the number of shots; the other updates, evenly among them, draw normals alone. A limit "

@@ -104,7 +104,7 @@ def evaluate_product(
     obeyed = {
         "metrics": settings.obeyed(),
         "data": data.model_dump(mode="json"),
-        "compute": compute.model_dump(mode="json"),
+        "compute": compute.obeyed(),
         "paper_weights": has_paper_weights(settings.lpips_backbone, settings.weights_folder),
     }
     inputs = {"generation": generation, "split": split}

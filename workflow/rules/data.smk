@@ -9,7 +9,6 @@ rule index:
     resources:
         **asked("index"),
     params:
-        root=lambda wc: str(flow.datasets[wc.dataset].root),
         layout=lambda wc: flow.datasets[wc.dataset].layout,
         fingerprint=lambda wc: flow.fingerprint(wc.dataset, wc.product),
         stage_version=data_settings.INDEX_STAGE_VERSION,
@@ -29,7 +28,6 @@ rule split:
     params:
         settings=lambda wc: flow.parameters(flow.settings(wc.dataset, wc.experiment), "data"),
         groups=lambda wc: flow.groups(wc.dataset, wc.experiment, wc.product),
-        root=lambda wc: str(flow.datasets[wc.dataset].root),
         stage_version=data_settings.SPLIT_STAGE_VERSION,
     script:
         "../scripts/split.py"

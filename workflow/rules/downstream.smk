@@ -30,7 +30,6 @@ rule downstream:
             flow.settings(wc.dataset, wc.experiment), "downstream", "data", stage="downstream"
         ),
         products=lambda wc: flow.products_of(wc.dataset, wc.scope),
-        root=lambda wc: str(flow.datasets[wc.dataset].root),
         stage_version=downstream_settings.STAGE_VERSION,
     script:
         "../scripts/downstream.py"

@@ -58,7 +58,6 @@ rule crop_and_paste:
     params:
         settings=lambda wc: flow.parameters(flow.settings(wc.dataset, wc.experiment), "data"),
         pairs_per_type=lambda wc: flow.settings(wc.dataset, wc.experiment).generation.pairs_per_type,
-        root=lambda wc: str(flow.datasets[wc.dataset].root),
         stage_version=generation_settings.CROP_AND_PASTE_STAGE_VERSION,
     script:
         "../scripts/crop_and_paste.py"

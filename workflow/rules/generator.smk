@@ -24,7 +24,6 @@ rule generator:
             flow.settings(wc.dataset, wc.experiment), "generator", "data", stage="generator"
         ),
         base=lambda wc: flow.given_base(wc.dataset, wc.experiment),
-        root=lambda wc: str(flow.datasets[wc.dataset].root),
         stage_version=generator_settings.STAGE_VERSION,
     script:
         "../scripts/generator.py"

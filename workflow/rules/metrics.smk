@@ -18,7 +18,6 @@ rule metrics:
             flow.settings(wc.dataset, wc.experiment), "metrics", "data", stage="metrics"
         ),
         paper_weights=lambda wc: flow.measures_as_the_paper(**wc),
-        root=lambda wc: str(flow.datasets[wc.dataset].root),
         stage_version=metrics_settings.STAGE_VERSION,
     script:
         "../scripts/metrics.py"

@@ -3,6 +3,7 @@ from pathlib import Path
 from seas.jobs import job
 
 with job(snakemake.log[0]):
+    from seas.config import read_dataset
     from seas.data.settings import DataSettings
     from seas.downstream.settings import DownstreamSettings
     from seas.downstream.train import train_segmenter
@@ -17,10 +18,10 @@ with job(snakemake.log[0]):
         snakemake.wildcards.trained_on,
         dict(zip(products, map(Path, snakemake.input.splits), strict=True)),
         trees,
-        Path(snakemake.params.root),
+        read_dataset(snakemake.wildcards.dataset).root,
         DownstreamSettings(**settings["downstream"]),
         DataSettings(**settings["data"]),
-        ComputeSettings(**settings["compute"]),
+        ComputeSettings(**{"threads": snakemake.threads} | settings["compute"]),
         int(snakemake.wildcards.seed),
         dataset=snakemake.wildcards.dataset,
         experiment=snakemake.wildcards.experiment,

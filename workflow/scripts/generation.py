@@ -12,7 +12,7 @@ with job(snakemake.log[0]):
         Path(snakemake.input.generator),
         Path(snakemake.input.rmp),
         GenerationSettings(**settings["generation"], shards=snakemake.params.get("shards", 1)),
-        ComputeSettings(**settings["compute"]),
+        ComputeSettings(**{"threads": snakemake.threads} | settings["compute"]),
         int(snakemake.wildcards.seed),
     )
     output, shard = Path(snakemake.output[0]), snakemake.wildcards.get("shard")

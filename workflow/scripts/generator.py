@@ -3,6 +3,7 @@ from pathlib import Path
 from seas.jobs import job
 
 with job(snakemake.log[0]):
+    from seas.config import read_dataset
     from seas.data.settings import DataSettings
     from seas.generator.settings import GeneratorSettings
     from seas.generator.train import train_generator
@@ -12,10 +13,10 @@ with job(snakemake.log[0]):
     train_generator(
         Path(snakemake.input.base),
         Path(snakemake.input.split),
-        Path(snakemake.params.root),
+        read_dataset(snakemake.wildcards.dataset).root,
         GeneratorSettings(**settings["generator"]),
         DataSettings(**settings["data"]),
-        ComputeSettings(**settings["compute"]),
+        ComputeSettings(**{"threads": snakemake.threads} | settings["compute"]),
         int(snakemake.wildcards.seed),
         output=Path(snakemake.output[0]),
         tensorboard=Path(snakemake.log[0]).with_suffix(""),

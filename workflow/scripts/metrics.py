@@ -3,6 +3,7 @@ from pathlib import Path
 from seas.jobs import job
 
 with job(snakemake.log[0]):
+    from seas.config import read_dataset
     from seas.data.settings import DataSettings
     from seas.metrics.evaluate import evaluate_product
     from seas.metrics.settings import MetricsSettings
@@ -12,10 +13,10 @@ with job(snakemake.log[0]):
     evaluate_product(
         Path(snakemake.input.generation),
         Path(snakemake.input.split),
-        Path(snakemake.params.root),
+        read_dataset(snakemake.wildcards.dataset).root,
         MetricsSettings(**settings["metrics"]),
         DataSettings(**settings["data"]),
-        ComputeSettings(**settings["compute"]),
+        ComputeSettings(**{"threads": snakemake.threads} | settings["compute"]),
         int(snakemake.wildcards.seed),
         dataset=snakemake.wildcards.dataset,
         experiment=snakemake.wildcards.experiment,
