@@ -63,10 +63,13 @@ class TestPlan:
         assert all(set(job.after) <= set(jobs) for job in jobs.values())
 
     def test_downstream_and_report_grow_with_photographs_and_products(self, flow):
-        for number in range(3):
+        """Few test photographs are fewer than the 200 training images that a model's thresholds are chosen on."""
+        scored = Path("downstream/bisenet_v2/generated/all")
+        assert planned(flow(downstream={"image_size": 32}))[RUN / scored].work.tested == 200 * 32**2
+        for number in range(203):
             (flow().datasets["mine"].root / f"nut/test/bent/{number}.png").touch()
         jobs = planned(flow(downstream={"image_size": 32}))
-        assert jobs[RUN / "downstream/bisenet_v2/generated/all"].work.tested == 3 * 32**2
+        assert jobs[RUN / scored].work.tested == 203 * 32**2
         assert jobs[Path("results/report")].work.steps == 2
 
     def test_what_experiments_share_stands_once(self, flow):
