@@ -57,7 +57,7 @@ SLACK = 2.0
 """A job may be this many times slower than the estimate before it meets its limit; each retry adds as much again."""
 
 
-MEASURED, GOAL, GUESS = "measured here", "goal", "guess"
+MEASURED, GOAL, GUESS = "developers' CPU", "goal", "guess"
 
 
 class Rate(NamedTuple):

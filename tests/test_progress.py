@@ -151,7 +151,7 @@ class TestCost:
         page = cost_page(flow())
         rows = {line.split("  ")[0]: line for line in page.splitlines() if "  " in line}
         assert "finished stages" in rows["rmp"] and "0.100" in rows["rmp"]
-        assert "measured here" in rows["generator"]
+        assert "developers' CPU" in rows["generator"]
         page = cost_page(flow(compute={"device": "cuda"}))
         rows = {line.split("  ")[0]: line for line in page.splitlines() if "  " in line}
         assert "goal" in rows["generator"] and "guess" in rows["downstream"] and "longest path: " in page
