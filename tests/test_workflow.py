@@ -31,7 +31,7 @@ TINY = {
         "pretrained": None,
         "image_size": 32,
         "vae_channels": [8, 8, 8],
-        "unet_channels": [16, 16, 16, 32],  # of a single image, a last level of one cell has no norm with 16
+        "unet_channels": [16, 16, 32, 32],  # a level of one cell, seen by one image, has no norm of single channels
         "text_width": 16,
         "text_layers": 1,
         "corpus_images": 8,
