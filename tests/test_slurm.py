@@ -122,7 +122,7 @@ def test_what_a_job_asks_of_the_scheduler(finished, cluster):
     (provided,) = re.findall("Provided resources: .*", (finished / "output.txt").read_text())
     assert "runtime" in provided and "gpu" not in provided
     (report,) = of_rule(cluster, finished, "report")
-    assert (memory(report), report["TimeLimit"], report["NumCPUs"]) == (3050, "00:20:00", "1")
+    assert (memory(report), report["TimeLimit"], report["NumCPUs"]) == (3061, "00:20:00", "1")
     # The retry is Snakemake's, which asks for more; SLURM would by its default start a lost node's jobs again as they were.
     assert {job["Requeue"] for job in cluster.records()} == {"0"}
 
