@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from seas.artifacts import MEASURED, Provenance, write_table, writing_folder
+from seas.compare import read_revision
+from seas.errors import InputError
 from seas.generator.pipeline import load_pipeline
 from seas.generator.prompts import Prompts
 from seas.images import outlined
@@ -621,3 +623,12 @@ def test_words_that_stand_for_tokens_head_a_column_for_each_of_their_pieces():
 
     prompts = Prompts.typical("he", ["dent"], anomaly_word="de")
     assert parts.tokens_shown(prompts, SimpleNamespace(tokenizer=Pieces())) == ["d", "e", "h", "e"]
+
+
+@pytest.mark.parametrize("content", [b"[]", b"\xff\xfe{}", b"{"])
+def test_a_damaged_file_of_results_is_named(content, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/metrics.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"results/metrics\.json is damaged"):
+        read_revision(None, "metrics.json")
