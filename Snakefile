@@ -4,7 +4,7 @@ import re
 
 from snakemake.exceptions import WorkflowError
 
-from seas.config import Workflow, as_yaml, overlaid
+from seas.config import Workflow, of_command_line, overlaid
 from seas.errors import InputError
 
 
@@ -17,7 +17,7 @@ def one_of(names):
 
 
 try:
-    flow = Workflow(overlaid(config, as_yaml(workflow.config_settings.config)))
+    flow = Workflow(overlaid(config, of_command_line(workflow.config_settings.config)))
     flow.check()
 except InputError as fault:
     raise WorkflowError(fault)

@@ -27,7 +27,7 @@ from seas.config import Workflow, load_workflow
 from seas.generator.attention import AttentionMaps, token_maps
 from seas.generator.losses import min_max
 from seas.generator.pipeline import encode_prompts, load_pipeline, tokenise
-from seas.generator.prompts import Prompts, models_of, token_ids, token_positions
+from seas.generator.prompts import Prompts, models_of, token_positions
 from seas.images import load_fitted, to_tensor
 from seas.seeding import torch_rng
 
@@ -42,8 +42,8 @@ def attention_scores(generator: Path, test: pd.DataFrame, root: Path, data, laye
     for name, rows in test.groupby("type"):
         pipeline, prompts = load_pipeline(models[name], device), Prompts.load(models[name])
         recorder, prompt = AttentionMaps(pipeline.unet, layers), prompts.abnormal(name)
-        ids = token_ids(pipeline.tokenizer, prompts.anomaly_tokens[name])
-        positions = token_positions(tokenise(pipeline, [prompt])[0].tolist(), ids)
+        ids, tokens = tokenise(pipeline, [prompt])[0].tolist(), prompts.anomaly_tokens[name]
+        _, positions = token_positions(pipeline.tokenizer, ids, prompts.normal_tokens, tokens)
         for start in range(0, len(rows), IMAGES_AT_ONCE):
             batch = rows[start : start + IMAGES_AT_ONCE]
             images = np.stack([load_fitted(root, row, data.image_size, data.fit).image for row in batch.itertuples()])

@@ -19,7 +19,7 @@ from seas.artifacts import read_table
 from seas.base.model import training_target
 from seas.generator.attention import AttentionMaps, token_maps
 from seas.generator.pipeline import encode_prompts, load_pipeline, tokenise
-from seas.generator.prompts import Prompts, token_ids, token_positions
+from seas.generator.prompts import Prompts, token_positions
 from seas.images import load_fitted, shrink_mask, to_tensor
 from seas.seeding import torch_rng
 
@@ -48,8 +48,8 @@ def prompt_effect(
         for prompt in (prompts.normal(), prompts.abnormal(name))
     )
     maps = recorder.read(*latents.shape[2:])[level]
-    ids = token_ids(pipeline.tokenizer, prompts.anomaly_tokens[name])
-    places = token_positions(tokenise(pipeline, [prompts.abnormal(name)])[0].tolist(), ids)
+    ids, tokens = tokenise(pipeline, [prompts.abnormal(name)])[0].tolist(), prompts.anomaly_tokens[name]
+    _, places = token_positions(pipeline.tokenizer, ids, prompts.normal_tokens, tokens)
     taken = token_maps(maps, torch.tensor([places] * len(latents))).sum(1)
     inside = shrink_mask(masks, tuple(latents.shape[2:]))[:, 0] > 0
     attended = shrink_mask(masks, tuple(taken.shape[1:]))[:, 0] > 0

@@ -243,7 +243,10 @@ def read_dataset(name: str) -> DatasetFile:
     """
     path = _named_file(DATASETS, name, "dataset")
     dataset = validated(DatasetFile, read_yaml(path), str(path))
-    root = dataset.root.expanduser()
+    try:
+        root = dataset.root.expanduser()
+    except RuntimeError:
+        raise InputError(f"{path}: 'root' is {str(dataset.root)!r}, but there is no such home folder") from None
     if not root.is_dir() and not stored_index(name):
         raise InputError(
             f"{path}: 'root' is {str(dataset.root)!r}, which is no folder, and results/{name}/data holds no index of it"
@@ -303,8 +306,14 @@ def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, An
     return result
 
 
+def of_command_line(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``--config`` gave, with its texts read as YAML, but for names: 01 is the product 01, not the number 1."""
+    names = ("datasets", "products", "experiments")
+    return {key: value if key in names and isinstance(value, list) else as_yaml(value) for key, value in given.items()}
+
+
 def as_yaml(value: Any) -> Any:
-    """What Snakemake's ``--config`` gave, with its texts read as YAML.
+    """A value of Snakemake's ``--config``, with its texts read as YAML.
 
     Of a value in braces or brackets Snakemake makes nothing but texts: {"shots": "4"} of ``data={shots: 4}``, "null" of null.
     """
@@ -649,7 +658,7 @@ class Workflow:
         return self.all_products(dataset) if scope == "all" else [scope]
 
     def fingerprint(self, dataset: str, product: str) -> str:
-        """A hash of the names and sizes of a product's files; where they are not, that of the stored index."""
+        """A hash of a product's files, as its layout's reader makes it; where they are not, that of the stored index."""
         file = self.datasets[dataset]
         if not file.root.is_dir():
             return read_manifest(stored_index(dataset)[product])["settings"]["fingerprint"]
@@ -679,6 +688,7 @@ class Workflow:
     def reported_run(self, dataset: str, experiment: str, seed: int) -> dict[str, Any]:
         """One run as the report reads it: what it is, and where its stages' results lie."""
         settings = self.settings(dataset, experiment)
+        described = (self.datasets[dataset].description, read_experiment(experiment).description)
 
         def folder(stage: str, product: str) -> str:
             return f"{self.folder(dataset, experiment, seed, stage)}/{product}"
@@ -688,6 +698,7 @@ class Workflow:
             "dataset": dataset,
             "experiment": experiment,
             "seed": seed,
+            "descriptions": [text for text in described if text],
             "root": str(self.datasets[dataset].root),
             "image_size": settings.data.image_size,
             "fit": settings.data.fit,
@@ -728,7 +739,7 @@ def load_workflow(given: Sequence[Path | str], **changes: Any) -> Workflow:
     for text in settings_of(given):
         key, value = text.split("=", 1)
         try:
-            content = overlaid(content, {key: yaml.safe_load(value)})
+            content = overlaid(content, of_command_line({key: yaml.load(value, Loader=yaml.BaseLoader)}))
         except yaml.YAMLError:
             raise InputError(f"'{text}' is no 'key=value' with a value in YAML") from None
     return Workflow(overlaid(content, changes))

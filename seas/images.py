@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from scipy.ndimage import binary_dilation
 from torch import Tensor
 
@@ -38,8 +38,13 @@ def _opened(path: Path) -> Image.Image:
         raise InputError(f"the image {path} does not exist") from None
     except UnidentifiedImageError:
         raise InputError(f"the image {path} cannot be read: it is no picture") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as fault:
+    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as fault:
         raise InputError(f"the image {path} cannot be read: {fault}") from None
+
+
+def turned_by_exif(path: Path) -> bool:
+    """Whether a picture's EXIF says that it is to be turned or mirrored."""
+    return Image.open(path).getexif().get(ExifTags.Base.Orientation, 1) != 1
 
 
 def _eight_bit(image: Image.Image, path: Path) -> Image.Image:
@@ -150,15 +155,15 @@ def load_fitted(root: Path, row: Any, size: int, mode: str) -> Fitted:
     return fit(image, mask, size, mode)
 
 
-def valid_box(valid: np.ndarray) -> tuple[int, int, int, int]:
-    """The rectangle (top, left, height, width) in pixels of the part that is no padding."""
-    rows, columns = np.flatnonzero(valid.any(1)), np.flatnonzero(valid.any(0))
+def bounding_box(marked: np.ndarray) -> tuple[int, int, int, int]:
+    """The smallest rectangle (top, left, height, width), in pixels, around what is marked: bool (H, W), not all False."""
+    rows, columns = np.flatnonzero(marked.any(1)), np.flatnonzero(marked.any(0))
     return int(rows[0]), int(columns[0]), int(rows[-1] - rows[0] + 1), int(columns[-1] - columns[0] + 1)
 
 
-def valid_part(valid: np.ndarray) -> tuple[slice, slice]:
-    """``valid_box`` as the rows and columns that it holds."""
-    top, left, height, width = valid_box(valid)
+def bounding_slices(marked: np.ndarray) -> tuple[slice, slice]:
+    """``bounding_box`` as the rows and columns that it holds."""
+    top, left, height, width = bounding_box(marked)
     return slice(top, top + height), slice(left, left + width)
 
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -90,8 +90,8 @@ def train(
     optimizer that it changes. A checkpoint in ``working`` continues an interrupted run; because the
     draws depend on the step alone, the resumed run equals the uninterrupted one bit for bit on a CPU.
 
-    Returns a table with the columns step and one for each loss (mean over the ``record_every``
-    updates that end at step).
+    Returns a table with the columns step and one for each loss (mean over those of the ``record_every``
+    updates that end at step which gave it; empty where none did).
     """
     checkpoint = working / CHECKPOINT
     first, records, since = _load_checkpoint(checkpoint, state)
@@ -103,7 +103,8 @@ def train(
         since.append({name: value.float() for name, value in update(step).items()})
         end = step + 1
         if end % record_every == 0 or end == updates:
-            means = {name: float(torch.stack([losses[name].cpu() for losses in since]).mean()) for name in since[0]}
+            names = dict.fromkeys(name for losses in since for name in losses)
+            means = {name: _mean(losses[name] for losses in since if name in losses) for name in names}
             since = []
             if not all(torch.isfinite(torch.tensor(list(means.values())))):
                 raise InputError(f"{label}: the loss is not finite at update {end} ({means}); lower the learning rate")
@@ -117,6 +118,10 @@ def train(
     if writer:
         writer.close()
     return pd.DataFrame(records)
+
+
+def _mean(losses: Iterable[Tensor]) -> float:
+    return float(torch.stack([loss.cpu() for loss in losses]).mean())
 
 
 def write_trained(
@@ -195,21 +200,22 @@ def accumulated_update(
 ) -> dict[str, Tensor]:
     """One optimizer update on the mean gradient of ``batches`` batches; gives the means of their losses, detached.
 
-    ``losses(draw)`` gives the scalars of one batch, "loss" among them. A gradient, of all weights together, whose norm is above
-    ``largest_norm`` is shortened to it.
+    ``losses(draw)`` gives the scalars of one batch, "loss" among them; a mean is over the batches that give it. A gradient,
+    of all weights together, whose norm is above ``largest_norm`` is shortened to it.
     """
-    total: dict[str, Tensor] = {}
+    given: dict[str, list[Tensor]] = {}
     for draw in range(step * batches, (step + 1) * batches):
         found = losses(draw)
         (found["loss"] / batches).backward()
-        total = {name: total.get(name, 0) + value.detach() / batches for name, value in found.items()}
+        for name, value in found.items():
+            given.setdefault(name, []).append(value.detach())
     if largest_norm is not None:
         nn.utils.clip_grad_norm_(
             [weight for group in optimizer.param_groups for weight in group["params"]], largest_norm
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return total
+    return {name: torch.stack(values).mean() for name, values in given.items()}
 
 
 def _save_checkpoint(

@@ -120,6 +120,10 @@ CONFIGURATION = {
         lambda: dataset_file("root: nowhere"),
         r"mine\.yaml: 'root' is 'nowhere', which is no folder",
     ),
+    "root in an unknown home": (
+        lambda: dataset_file("root: ~nobody-at-all/data"),
+        r"mine\.yaml: 'root' is '~nobody-at-all/data', but there is no such home folder",
+    ),
     "unknown layout": (lambda: dataset_file("{root: data/mine, layout: coco}"), r"mine\.yaml: 'layout' is 'coco'"),
     "unknown station in a dataset": (
         lambda: dataset_file("{root: data/mine, settings: {date: {}}}"),

@@ -10,7 +10,7 @@ import yaml
 from snakemake.cli import parse_config
 
 from seas.artifacts import Provenance, write_table
-from seas.config import Config, Workflow, as_yaml, lineage, load_workflow, overlaid, validated
+from seas.config import Config, Workflow, as_yaml, lineage, load_workflow, of_command_line, overlaid, validated
 from seas.errors import InputError
 from seas.versions import artifacts
 
@@ -265,9 +265,17 @@ def test_snakemakes_command_line_says_what_a_file_would(project):
     (project / "config/config.yaml").write_text(yaml.safe_dump(content))
     given = ["data={shots: 4, groups: null}", "generation={peak_threshold: null, batch_size: 16}", "products=null"]
     given += ["rmp={skip: false}", "seeds=[3, 4]", "generator={attention_layers: [1, 2]}"]
-    found = Workflow(overlaid(content, as_yaml(parse_config(given)))).config
+    found = Workflow(overlaid(content, of_command_line(parse_config(given)))).config
     assert (found.data.shots, found.data.groups, found.products, found.rmp.skip) == (4, None, None, False)
     assert found == load_workflow(given).config
+
+
+@pytest.mark.parametrize("given", ["products=[01, no]", 'products=["01", "no"]'])
+def test_a_product_may_be_called_by_a_number(project, given):
+    content = {"datasets": ["mine"], "base": {"name": "b", "pretrained": None}}
+    (project / "config/config.yaml").write_text(yaml.safe_dump(content))
+    of_snakemake = Workflow(overlaid(content, of_command_line(parse_config([given]))))
+    assert of_snakemake.config.products == load_workflow([given]).config.products == ["01", "no"]
 
 
 def test_a_text_that_is_no_yaml_stays_a_text():

@@ -186,13 +186,33 @@ class TestIndex:
         (dataset / "bolt/test/cut/2.png").write_bytes(b"no picture")
         with pytest.raises(InputError, match="3 faults") as fault:
             index_samples(dataset, "mvtec_ad", "bolt")
-        for part in ("0_mask.png is 5×5 pixels, its image 30×20", "1_mask.png is empty", "2.png cannot be read"):
+        for part in ("0_mask.png is 5×5 pixels, its image 30×20\n", "1_mask.png is empty", "2.png cannot be read"):
             assert part in str(fault.value)
+
+    def test_a_size_that_exif_makes_wrong_says_so(self, dataset):
+        quarter = Image.Exif()
+        quarter[0x0112] = 6
+        path = dataset / "bolt/test/cut/0.png"
+        Image.open(path).save(path, exif=quarter)
+        with pytest.raises(InputError, match="is 30×20 pixels, its image 20×30, turned as its EXIF says"):
+            index_samples(dataset, "mvtec_ad", "bolt")
 
     def test_a_changed_file_changes_the_fingerprint(self, dataset):
         before = mvtec_ad.fingerprint(dataset, "bolt")
         assert mvtec_ad.fingerprint(dataset, "bolt") == before
         shutil.copy(dataset / "bolt/train/good/0.png", dataset / "bolt/train/good/new.png")
+        assert mvtec_ad.fingerprint(dataset, "bolt") != before
+
+    def test_a_mask_drawn_anew_changes_the_fingerprint(self, dataset):
+        path = dataset / "bolt/ground_truth/cut/0_mask.png"
+        mask = read_mask(path)
+        for name, drawn in (("left", mask), ("right", mask[:, ::-1])):
+            Image.fromarray(drawn.astype(np.uint8) * 255).save(path.with_name(f"{name}.bmp"))
+        left, right = (path.with_name(f"{name}.bmp") for name in ("left", "right"))
+        assert left.stat().st_size == right.stat().st_size
+        right.rename(path.with_suffix(".bmp"))
+        before = mvtec_ad.fingerprint(dataset, "bolt")
+        shutil.copy(left, path.with_suffix(".bmp"))
         assert mvtec_ad.fingerprint(dataset, "bolt") != before
 
     def test_the_fingerprint_follows_links_and_passes_by_what_is_no_picture(self, dataset, tmp_path):
@@ -216,6 +236,19 @@ class TestIndex:
         (dataset / "bolt").rename(dataset / name)
         with pytest.raises(InputError, match="cannot be the name of a product; rename"):
             mvtec_ad.list_products(dataset)
+
+    def test_the_faults_of_all_products_are_named_at_once(self, dataset):
+        (dataset / "my nut/train/good").mkdir(parents=True)
+        (dataset / "cap/test").mkdir(parents=True)
+        with pytest.raises(InputError, match="2 faults") as fault:
+            mvtec_ad.list_products(dataset)
+        assert "cap has no folder train/good" in str(fault.value) and "'my nut' cannot be the name" in str(fault.value)
+
+    @pytest.mark.parametrize("suffix", ["jfif", "AVIF", "dng"])
+    def test_a_kind_of_picture_that_is_not_read_is_named(self, dataset, suffix):
+        (dataset / "bolt/train/good/0.png").rename(dataset / f"bolt/train/good/0.{suffix}")
+        with pytest.raises(InputError, match=rf"0\.{suffix}: this kind of picture is not read; save it as PNG"):
+            mvtec_ad.list_samples(dataset, "bolt")
 
     def test_groups_of_a_csv(self, dataset, tmp_path):
         index_samples(dataset, "mvtec_ad", "bolt").to_parquet(tmp_path / "index.parquet")
@@ -322,6 +355,18 @@ class TestCheck:
         assert "1 abnormal images have a mask over most of the image (is it inverted?): bolt/test/cut/1.png" in text
         assert "4 images are dark, no value above 32 of 255: bolt/train/good/0.png" in text
         assert "no good image is left to test" in text
+
+    def test_photographs_that_are_turned_without_their_masks_are_said(self, dataset, tmp_path):
+        half_a_turn = Image.Exif()
+        half_a_turn[0x0112] = 3
+        turned = [dataset / f"bolt/test/cut/{number}.png" for number in (0, 1)]
+        for path in [*turned, dataset / "bolt/ground_truth/cut/1_mask.png", dataset / "bolt/train/good/0.png"]:
+            Image.open(path).save(path, exif=half_a_turn)
+        text = check_dataset(dataset, "mvtec_ad", DataSettings(image_size=32), tmp_path / "sheets", ["bolt"])
+        assert (
+            "1 abnormal images are turned as their EXIF says, their masks are not (do the outlines lie on the defects?): "
+            "bolt/test/cut/0.png\n"
+        ) in text
 
     def test_faults_of_one_product_do_not_hide_the_others(self, dataset, tmp_path):
         shutil.copytree(dataset / "bolt", dataset / "nut")

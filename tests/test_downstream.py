@@ -21,7 +21,7 @@ from seas.downstream.settings import DownstreamSettings
 from seas.downstream.train import IGNORED, SegmenterTrainer, rate, train_segmenter
 from seas.errors import InputError
 from seas.generation.crop_and_paste import crop_and_paste_product
-from seas.images import load_fitted, read_image, valid_part, write_image, write_mask
+from seas.images import bounding_slices, load_fitted, read_image, write_image, write_mask
 from seas.settings import ComputeSettings
 
 CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
@@ -123,7 +123,7 @@ class TestArms:
         draws = np.random.default_rng(0)
         write_image(draws.integers(0, 255, (1000, 977, 3), np.uint8), tmp_path / "photograph.png")
         photograph = load_fitted(tmp_path, Sample(tmp_path, "photograph.png", "", "auto"), 64, "auto")
-        rows, columns = valid_part(photograph.valid)
+        rows, columns = bounding_slices(photograph.valid)
         assert photograph.image[rows, columns].shape == (64, 63, 3)
         write_image(photograph.image[rows, columns], tmp_path / "tree/made.png")
         write_mask(np.ones((64, 63), bool), tmp_path / "tree/mask.png")
@@ -340,15 +340,17 @@ class TestTraining:
         with pytest.raises(InputError, match="downstream real: no image of washer is left to test"):
             run(miniature._replace(split=tmp_path / "split.parquet"), "real", [], tmp_path / "model")
 
-    def test_a_defect_that_the_models_size_cuts_away_is_named(self, miniature, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("role", ["test", "shot"])
+    def test_a_defect_that_the_models_size_cuts_away_is_named(self, miniature, tmp_path, monkeypatch, role):
         """Of 107 px that are cropped to 100, the leftmost 4 leave pixels at 64 px and none at 96."""
         monkeypatch.setattr(SegmenterTrainer, "update", lambda self, step: pytest.fail("it trained"))
         mask = np.zeros((100, 107), bool)
         mask[20:60, :4] = True
         write_mask(mask, tmp_path / "mask.png")
         split = read_table(miniature.split)
-        row = split[(split.role == "test") & (split.type != "good")].iloc[[0]].assign(image="cut.png", mask="mask.png")
-        write_table(row, tmp_path / "split.parquet")
+        row = split[(split.role == role) & (split.type != "good")].iloc[[0]].assign(image="cut.png", mask="mask.png")
+        tested = split[(split.role == "test") & (split.type == "good")].iloc[[0]].assign(image="cut.png")
+        write_table(pd.concat([row, tested]), tmp_path / "split.parquet")
         cropped = miniature._replace(
             root=tmp_path, split=tmp_path / "split.parquet", data=miniature.data.model_copy(update={"fit": "crop"})
         )

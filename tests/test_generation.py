@@ -13,14 +13,15 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from seas import artifacts
-from seas.artifacts import read_manifest, run_facts
+from seas.artifacts import read_manifest, run_facts, write_table
 from seas.data import mvtec_ad
 from seas.data.index import index_samples
+from seas.data.settings import DataSettings
 from seas.errors import InputError
 from seas.generation import diffusion
 from seas.generation import sampler as sampler_module
 from seas.generation.by_hand import generate_by_hand
-from seas.generation.crop_and_paste import crop_and_paste_product, paste
+from seas.generation.crop_and_paste import crop_and_paste_product, paste, turns_that_fit
 from seas.generation.diffusion import generate_product, generate_tree, merge_shards
 from seas.generation.sampler import (
     Generated,
@@ -35,7 +36,7 @@ from seas.generation.settings import GenerationSettings
 from seas.generator.encoded import load_encoded
 from seas.generator.pipeline import encode_prompts, load_pipeline
 from seas.generator.prompts import Prompts
-from seas.images import Fitted, read_image, read_mask
+from seas.images import Fitted, read_image, read_mask, write_image, write_mask
 from seas.report.cost import ms_an_image, peak_memory
 from seas.rmp.train import load_rmp
 from seas.seeding import torch_rng
@@ -616,6 +617,37 @@ class TestCropAndPaste:
         for seed in range(20):
             _, mask = paste(np.random.default_rng(seed), defect, normal, 0)
             assert mask.any() and not (mask & ~valid).any()
+
+    @pytest.mark.parametrize(
+        ("extent", "augmentation", "turns"),
+        [
+            ((3, 12), "turns_and_flips", (0, 2, 4, 6)),  # of a long defect on a wide product no end is lost
+            ((12, 3), "turns_and_flips", (1, 3, 5, 7)),
+            ((5, 6), "turns_and_flips", tuple(range(8))),
+            ((12, 3), "flips", (0,)),
+            ((12, 12), "turns_and_flips", (0,)),
+        ],
+    )
+    def test_it_is_turned_so_that_it_fits(self, extent, augmentation, turns):
+        valid, shape = np.zeros((16, 16), bool), np.zeros((16, 16), bool)
+        valid[5:11] = True
+        shape[: extent[0], : extent[1]] = True
+        nothing = np.zeros((16, 16, 3), np.uint8)
+        normal, defect = Fitted(nothing, ~valid, valid), Fitted(nothing, shape, ~valid)
+        assert turns_that_fit(defect, normal, augmentation) == turns
+
+    def test_a_long_defect_on_a_wide_product_stays_whole(self, tmp_path):
+        mask = np.zeros((24, 48), bool)
+        mask[10:13, 4:40] = True
+        write_image(np.zeros((24, 48, 3), np.uint8), tmp_path / "wide.png")
+        write_mask(mask, tmp_path / "mask.png")
+        rows = [("good", "normal", "wide.png", ""), ("cut", "shot", "wide.png", "mask.png")]
+        split = pd.DataFrame(rows, columns=["type", "role", "image", "mask"]).assign(product="p")
+        write_table(split, tmp_path / "split.parquet")
+        crop_and_paste_product(
+            tmp_path / "split.parquet", tmp_path, 12, DataSettings(image_size=48), 0, output=tmp_path / "p"
+        )
+        assert [read_mask(path).sum() for path in (tmp_path / "p/ground_truth/cut").iterdir()] == [mask.sum()] * 12
 
     def test_a_tree_of_the_same_layout(self, miniature, tmp_path):
         crop_and_paste_product(miniature.split, miniature.root, 4, miniature.data, 0, output=tmp_path / "washer")

@@ -10,6 +10,7 @@ from PIL import Image
 from seas.errors import InputError
 from seas.images import (
     augment,
+    bounding_box,
     draw_augmentation,
     fit,
     mirrored,
@@ -20,7 +21,6 @@ from seas.images import (
     shrink_mask,
     to_tensor,
     to_uint8,
-    valid_box,
     write_image,
     write_mask,
 )
@@ -141,7 +141,7 @@ class TestFitting:
         assert fitted.valid.any(1).tolist() == [False, False, True, True, True, True, False, False]
         assert (fitted.image[:2] == 10).all() and (fitted.image[-2:] == 90).all()
         assert not fitted.mask[~fitted.valid].any()
-        assert valid_box(fitted.valid) == (2, 0, 4, 8)
+        assert bounding_box(fitted.valid) == (2, 0, 4, 8)
 
     def test_nothing_changes_at_its_own_size(self):
         draws = np.random.default_rng(0)

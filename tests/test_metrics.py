@@ -127,7 +127,7 @@ def test_equal_images_are_a_scored_cluster_and_lone_ones_are_none():
 
 
 def test_an_image_between_two_references_joins_the_first():
-    found = ic_lpips(solid(8, 10, 12), solid(8, 12), brightness, cap=None, batch_size=4, seed=0)
+    found = ic_lpips(solid(8, 10, 13), solid(8, 12), brightness, cap=None, batch_size=4, seed=0)
     assert found.mean == pytest.approx(4 / 2)
 
 

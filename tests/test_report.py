@@ -197,6 +197,7 @@ def write_run(folder: Path, products: list[str], seed: int, dataset: str = "mvte
         root=str(root),
         image_size=SIZE,
         fit="auto",
+        descriptions=["two products & more", "SeaS as proposed"],
         all_shots="seas",
         variant="",
     )
@@ -418,6 +419,12 @@ def test_page_needs_no_network_and_embeds_every_figure(report):
     ]
     sizes = [Image.open(io.BytesIO(content)).size for content in embedded]
     assert sorted(sizes) == sorted(Image.open(figure).size for figure in figures)
+
+
+def test_page_says_what_the_dataset_and_the_experiment_are(report):
+    page = (report / "first" / "report" / "index.html").read_text()
+    title = '<h2 id="mvtec_ad-seas">mvtec_ad: seas</h2>'
+    assert f"{title}\n<p>two products &amp; more</p>\n<p>SeaS as proposed</p>\n" in page
 
 
 def test_page_says_what_the_numbers_are(report, runs):

@@ -95,6 +95,31 @@ def test_recorded_losses_are_means(tmp_path):
     assert losses.to_dict("list") == {"step": [3, 6, 7], "loss": [1.0, 4.0, 6.0]}
 
 
+def test_a_loss_is_the_mean_of_the_updates_that_gave_it(tmp_path):
+    losses = train(
+        lambda step: {"loss": torch.tensor(float(step))} | ({"abnormal": torch.tensor(6.0)} if step in (2, 4) else {}),
+        8,
+        {},
+        working=tmp_path,
+        label="l",
+        checkpoint_every=100,
+        record_every=2,
+    )
+    assert losses.loss.tolist() == [0.5, 2.5, 4.5, 6.5]
+    assert losses.abnormal.fillna(-1).tolist() == [-1, 6, 6, -1]
+
+
+def test_a_loss_of_an_update_is_the_mean_of_the_batches_that_gave_it():
+    weight = torch.nn.Parameter(torch.zeros(()))
+    found = accumulated_update(
+        lambda draw: {"loss": weight + draw} | ({"abnormal": weight + 6} if draw == 3 else {}),
+        1,
+        2,
+        torch.optim.SGD([weight]),
+    )
+    assert {name: float(value) for name, value in found.items()} == {"loss": 2.5, "abnormal": 6}
+
+
 def test_a_loss_that_is_no_number_stops_the_training(tmp_path):
     with pytest.raises(InputError, match="toy: the loss is not finite at update 2"):
         train(

@@ -112,3 +112,15 @@ def test_faults(photographs, tmp_path):
     with pytest.raises(InputError, match=r"000_mask\.png is 8×8 px, its image is not"):
         write_windows(photographs, 64, tmp_path / "new")
     assert {path.name for path in tmp_path.iterdir()} == {"photographs", "there"}
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_file_of_groups_is_not_written_over_the_users_own(photographs, tmp_path, absolute):
+    groups = photographs / "part/groups.csv"
+    groups.write_text("image,group\ntest/scratch/000.png,x\n")
+    named = str(groups) if absolute else "../part/groups.csv"
+    with pytest.raises(
+        InputError, match=r"groups\.csv' leads out of the products' folders; name the file of groups as it lies"
+    ):
+        write_windows(photographs, 64, tmp_path / "windows", named)
+    assert "scratch/000.png,x" in groups.read_text() and not (tmp_path / "windows").exists()

@@ -12,7 +12,7 @@ from seas.data.index import fitted_anomalies, index_samples
 from seas.data.settings import DataSettings
 from seas.data.split import read_groups, split_samples
 from seas.errors import InputError
-from seas.images import load_fitted, outlined, read_image, write_image
+from seas.images import load_fitted, outlined, read_image, turned_by_exif, write_image
 
 CELL = 128
 COLUMNS = 8
@@ -84,6 +84,10 @@ def _check_product(root: Path, layout: str, data: DataSettings, output: Path, pr
             [a.image for a in anomalies if 0 < a.pixels < SMALL],
         ),
         ("have a mask over most of the image (is it inverted?)", list(most.image)),
+        (
+            "are turned as their EXIF says, their masks are not (do the outlines lie on the defects?)",
+            [r.image for r in abnormal.itertuples() if turned_by_exif(root / r.image) > turned_by_exif(root / r.mask)],
+        ),
     ):
         if images:
             lines.append(

@@ -15,7 +15,7 @@ from seas.data.mvtec_ad import Sample, raise_faults
 from seas.data.settings import INDEX_STAGE_VERSION, SPLIT_STAGE_VERSION, DataSettings
 from seas.data.split import read_groups, split_samples
 from seas.errors import InputError
-from seas.images import Placement, fit, placement, read_image, read_mask
+from seas.images import Placement, fit, placement, read_image, read_mask, turned_by_exif
 from seas.training import progress
 
 LONGEST = 20
@@ -53,6 +53,7 @@ def _row(root: Path, product: str, sample: Sample) -> dict:
         if mask.shape != (height, width):
             raise InputError(
                 f"the mask {root / sample.mask} is {mask.shape[1]}×{mask.shape[0]} pixels, its image {width}×{height}"
+                + (", turned as its EXIF says" if turned_by_exif(root / sample.image) else "")
             )
         anomaly_pixels = int(mask.sum())
         if anomaly_pixels == 0:

@@ -12,10 +12,29 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from seas.artifacts import sha256
 from seas.errors import InputError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
-OTHER_PICTURES = {".webp", ".gif", ".jp2", ".heic", ".ppm", ".pgm", ".tga"}
+OTHER_PICTURES = {
+    *(
+        ".webp",
+        ".gif",
+        ".jp2",
+        ".j2k",
+        ".heic",
+        ".heif",
+        ".avif",
+        ".jfif",
+        ".jpe",
+        ".ppm",
+        ".pgm",
+        ".pnm",
+        ".tga",
+        ".exr",
+    ),
+    *(".raw", ".dng", ".cr2", ".nef", ".arw"),
+}
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 UNIFIED = "all"
 """No product bears this name: it stands for the model of all products."""
@@ -33,22 +52,23 @@ class Sample(NamedTuple):
 def list_products(root: Path) -> list[str]:
     """The products of a dataset, by name.
 
-    Raises InputError for a product whose name cannot be used in a path of the results, or that lacks train/good.
+    Raises InputError: one message with every product whose name cannot be used in a path of the results, or that
+    lacks train/good.
     """
-    products = sorted(
-        folder.name for folder in _folders(Path(root)) if (folder / "train").is_dir() or (folder / "test").is_dir()
-    )
-    for product in products:
-        if not (Path(root) / product / "train/good").is_dir():
-            raise InputError(
-                f"{Path(root) / product} has no folder train/good; a product needs normal images to train on"
-            )
-        if not SAFE_NAME.fullmatch(product) or product == UNIFIED:
-            raise InputError(
-                f"{Path(root) / product}: '{product}' cannot be the name of a product; rename the folder, "
-                f"with letters, digits, '_', '.' and '-' only, and not '{UNIFIED}'"
-            )
-    return products
+    products = sorted(path for path in _folders(Path(root)) if (path / "train").is_dir() or (path / "test").is_dir())
+    faults = [
+        f"{path} has no folder train/good; a product needs normal images to train on"
+        for path in products
+        if not (path / "train/good").is_dir()
+    ]
+    faults += [
+        f"{path}: '{path.name}' cannot be the name of a product; rename the folder, "
+        f"with letters, digits, '_', '.' and '-' only, and not '{UNIFIED}'"
+        for path in products
+        if not SAFE_NAME.fullmatch(path.name) or path.name == UNIFIED
+    ]
+    raise_faults(Path(root), faults)
+    return [path.name for path in products]
 
 
 def list_types(root: Path, product: str) -> list[str]:
@@ -128,7 +148,14 @@ def list_samples(root: Path, product: str) -> list[Sample]:
 
 
 def require_groups(root: Path, products: Iterable[str], file: str) -> None:
-    """Raise InputError when none of a dataset's products has the file of groups: a mistyped name would group nothing."""
+    """Raise InputError when none of a dataset's products has the file of groups: a mistyped name would group nothing.
+
+    So would one that leads out of the products' folders.
+    """
+    if Path(file).is_absolute() or ".." in Path(file).parts:
+        raise InputError(
+            f"'{file}' leads out of the products' folders; name the file of groups as it lies in each of them, such as groups.csv"
+        )
     if not any((root / product / file).is_file() for product in products):
         raise InputError(f"no product of {root} has the file of groups '{file}' (data.groups)")
 
@@ -142,9 +169,9 @@ def raise_faults(where: Path, faults: list[str]) -> None:
 
 
 def fingerprint(root: Path, product: str) -> str:
-    """A hash of the names and sizes of a product's photographs and masks.
+    """A hash of the names and sizes of a product's photographs and masks, and of the masks' content.
 
-    One that is replaced by another of its name and size goes unnoticed; so does what is no picture.
+    A photograph that is replaced by another of its name and size goes unnoticed; so does what is no picture.
     """
     folder = Path(root) / product
     folders = [path for part in ("train", "test", "ground_truth") for path in _folders(folder / part)]
@@ -153,7 +180,14 @@ def fingerprint(root: Path, product: str) -> str:
         for path in itertools.chain(*(path.iterdir() for path in folders))
         if path.suffix.lower() in IMAGE_SUFFIXES | OTHER_PICTURES and not path.name.startswith(".") and path.is_file()
     )
-    listing = [(_relative(path, folder), path.stat().st_size) for path in files]
+    listing = [
+        (
+            _relative(path, folder),
+            path.stat().st_size,
+            sha256(path) if path.is_relative_to(folder / "ground_truth") else "",
+        )
+        for path in files
+    ]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 

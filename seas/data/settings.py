@@ -19,7 +19,7 @@ class DataSettings(StationSettings):
     fit: Literal["auto", "crop", "pad", "stretch"] = setting(
         "auto",
         "how a photograph becomes square; auto crops when its sides differ by less than 2 %, else pads "
-        "and leaves the padding out of losses and scores",
+        "and leaves the padding out of the losses of noise and mask and of the scores (to the DA loss it is outside the mask)",
         source="ours; released code: crop",
     )
     shots: Literal["third"] | Annotated[int, Field(ge=1, strict=True)] = setting(

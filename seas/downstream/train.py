@@ -72,12 +72,14 @@ def train_segmenter(
     provenance = Provenance.of("downstream", STAGE_VERSION, obeyed, seed, inputs)
     working = working_folder(output, provenance)
 
-    tests = {product: read_table(split).query("role == 'test'") for product, split in splits.items()}
-    tests = {product: test for product, test in tests.items() if len(test)}
+    tables = {product: read_table(split) for product, split in splits.items()}
+    tests = {product: table[table.role == "test"] for product, table in tables.items() if "test" in set(table.role)}
     if not tests:
         raise InputError(f"downstream {trained_on}: no image of {', '.join(splits)} is left to test")
-    for test in tests.values():
-        refuse_lost_defects(test, root, data.model_copy(update={"image_size": settings.image_size}))
+    photographed = ["test", "shot"] if trained_on.startswith("real") else ["test"]
+    for table in tables.values():
+        if len(seen := table[table.role.isin(photographed)]):
+            refuse_lost_defects(seen, root, data.model_copy(update={"image_size": settings.image_size}))
     abnormal, normal = training_samples(trained_on, splits, trees, root, data.fit)
     batches = SegmentationBatches(
         abnormal,

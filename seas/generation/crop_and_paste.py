@@ -10,7 +10,7 @@ from seas.artifacts import Provenance, read_table, writing_folder
 from seas.data.settings import DataSettings
 from seas.generation.settings import CROP_AND_PASTE_STAGE_VERSION
 from seas.generation.tree import write_generated, write_images_table
-from seas.images import SYMMETRIES, Fitted, augment, load_fitted, valid_box, valid_part
+from seas.images import SYMMETRIES, Fitted, augment, bounding_box, bounding_slices, load_fitted
 from seas.seeding import rng
 from seas.training import progress
 
@@ -39,9 +39,9 @@ def crop_and_paste_product(
                     defects[random.integers(len(defects))][0],
                     normals[random.integers(len(normals))],
                 )
-                turn = int(random.choice(SYMMETRIES[data.augmentation]))
+                turn = int(random.choice(turns_that_fit(defect, normal, data.augmentation)))
                 image, mask = paste(random, defect, normal, turn)
-                part = valid_part(normal.valid)
+                part = bounding_slices(normal.valid)
                 rows.append(
                     write_generated(folder, name, index, image[part], mask[part], source_normal=source, draws=1)
                 )
@@ -52,15 +52,28 @@ def _fitted(rows: pd.DataFrame, root: Path, data: DataSettings) -> list[tuple[Fi
     return [(load_fitted(root, row, data.image_size, data.fit), row.image) for row in rows.itertuples()]
 
 
+def turns_that_fit(defect: Fitted, normal: Fitted, augmentation: str) -> tuple[int, ...]:
+    """The symmetries of ``augmentation`` under which the defect fits into the part of the normal that is no padding.
+
+    Where it fits under none it is not turned.
+    """
+    place, outline = bounding_box(normal.valid)[2:], bounding_box(defect.mask)[2:]
+    fitting = [
+        turn for turn in SYMMETRIES[augmentation] if all(np.less_equal(outline[:: -1 if turn % 2 else 1], place))
+    ]
+    return tuple(fitting) or (0,)
+
+
 def paste(random: np.random.Generator, defect: Fitted, normal: Fitted, turn: int) -> tuple[np.ndarray, np.ndarray]:
     """Cut the defect out, turn it, and lay it over the normal at a random place of the part that is no padding.
 
+    What does not fit there is cut off, below and on the right.
+
     Returns image uint8 (S, S, 3) and mask bool (S, S).
     """
-    rows, columns = np.flatnonzero(defect.mask.any(1)), np.flatnonzero(defect.mask.any(0))
-    cut = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    cut = bounding_slices(defect.mask)
     patch, outline = augment(defect.image[cut], turn), augment(defect.mask[cut], turn)
-    top, left, height, width = valid_box(normal.valid)
+    top, left, height, width = bounding_box(normal.valid)
     patch, outline = patch[:height, :width], outline[:height, :width]
     y = top + int(random.integers(height - outline.shape[0] + 1))
     x = left + int(random.integers(width - outline.shape[1] + 1))

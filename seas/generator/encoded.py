@@ -15,7 +15,7 @@ from torch import Tensor
 
 from seas.data.settings import DataSettings
 from seas.errors import InputError
-from seas.images import SYMMETRIES, augment, load_fitted, mirrored, to_tensor, valid_box
+from seas.images import SYMMETRIES, augment, bounding_box, load_fitted, mirrored, to_tensor
 from seas.training import progress
 
 ENCODED = "encoded_images.safetensors"
@@ -159,7 +159,7 @@ def encode_images(
         deviations.append(posterior.std.float().cpu())
         photographs.append(torch.from_numpy(fitted.image))
         masks.append(torch.from_numpy(fitted.mask))
-        boxes.append(valid_box(fitted.valid))
+        boxes.append(bounding_box(fitted.valid))
     return EncodedImages(
         kept[["role", "type", "image"]].reset_index(drop=True),
         torch.stack(means),

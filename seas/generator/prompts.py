@@ -103,11 +103,19 @@ def token_ids(tokenizer: CLIPTokenizer, tokens: Sequence[str]) -> list[int]:
     return [number for token in tokens for number in tokenizer(token, add_special_tokens=False).input_ids]
 
 
-def token_positions(input_ids: list[int], wanted: Sequence[int]) -> list[int]:
-    """Where the wanted ids stand in a tokenised prompt, in the order of ``wanted``.
+def token_positions(
+    tokenizer: CLIPTokenizer, input_ids: Sequence[int], normal: Sequence[str], anomaly: Sequence[str] = ()
+) -> tuple[list[int], list[int]]:
+    """Where the normal and the anomaly tokens stand in a tokenised prompt, each in their order.
+
+    A prompt ends with them, the normal ones first, so that the last place where an id stands is theirs: a word of the
+    product's name, or the anomaly word, may stand in the prompt before, too.
 
     Raises InputError when the prompt was cut before one of them.
     """
+    wanted = token_ids(tokenizer, normal)
+    count = len(wanted)
+    wanted += token_ids(tokenizer, anomaly)
     missing = [token for token in wanted if token not in input_ids]
     if missing:
         raise InputError(
@@ -115,8 +123,8 @@ def token_positions(input_ids: list[int], wanted: Sequence[int]) -> list[int]:
             "lower generator.anomaly_tokens or generator.normal_tokens"
         )
     positions: list[int] = []
-    for token in wanted:
-        after = positions[-1] + 1 if positions else len(input_ids)
-        # A word of several ids stands in one place; an id may stand elsewhere, too.
-        positions.append(after if input_ids[after : after + 1] == [token] else input_ids.index(token))
-    return positions
+    before = len(input_ids)
+    for token in reversed(wanted):
+        before = max(place for place in range(before) if input_ids[place] == token)
+        positions.insert(0, before)
+    return positions[:count], positions[count:]

@@ -85,14 +85,16 @@ class GeneratorSettings(TrainerSettings):
     )
     map_normalisation: Literal["none", "min_max", "min_max_batch", "share", "mass"] = setting(
         "share",
-        "scaling of each image's map before it meets the mask; share (ours) compares shares of the attention, since a tiny mask "
-        "is nearly satisfied by one hot cell under min_max; mass (ours) is the cross-entropy of what the tokens take together",
+        "scaling of each image's map (min_max_batch: of a batch's maps together) before it meets the mask; share (ours) compares shares "
+        "of the attention, since a tiny mask is nearly satisfied by one hot cell under min_max; mass (ours) is the cross-entropy of what "
+        "the tokens take together",
         source="ours; Eq. 3 to the letter: none; released code: min_max_batch",
     )
     second_term: Literal["masked_mean", "elementwise", "complement", "none"] = setting(
         "masked_mean",
-        "second term of the DA loss: its mean over the mask's cells (masked_mean) or over all cells (elementwise), or none; complement: "
-        "none, but L_ob gets the distance of the normal token's map from the mask's complement",
+        "second term of the DA loss: its mean over the mask's cells (masked_mean; under share the normal token's share inside the mask) "
+        "or over all cells (elementwise), or none; complement: none, but L_ob gets the distance of the normal token's map from the "
+        "mask's complement",
         source="Eq. 3; ours; complement: Eq. 9, Tab. 10",
     )
     complement_on: Literal["abnormal", "normal"] = setting(

@@ -18,7 +18,7 @@ from seas.generator.embeddings import add_tokens, fold_tokens
 from seas.generator.encoded import EncodedImages, encode_images
 from seas.generator.losses import DecoupledAnomalyAlignmentLoss, masked_mse, valid_cells
 from seas.generator.pipeline import load_pipeline, save_generator, tokenise
-from seas.generator.prompts import Prompts, token_ids, token_positions
+from seas.generator.prompts import Prompts, token_positions
 from seas.generator.settings import STAGE_VERSION, GeneratorSettings
 from seas.seeding import torch_rng
 from seas.settings import ComputeSettings
@@ -152,12 +152,17 @@ class GeneratorTrainer:
             prompt: tokenise(pipeline, [prompt])[0]
             for prompt in (prompts.normal(), *(prompts.abnormal(name) for name in prompts.types))
         }
-        self.anomaly_positions = {
-            name: self._positions(prompts.abnormal(name), tokens) for name, tokens in prompts.anomaly_tokens.items()
-        }
-        self.normal_positions = {
-            name: self._positions(prompts.abnormal(name), prompts.normal_tokens) for name in prompts.types
-        } | {"good": self._positions(prompts.normal(), prompts.normal_tokens)}
+        self.normal_positions, self.anomaly_positions = {}, {}
+        for name in ("good", *prompts.types):
+            prompt = prompts.normal() if name == "good" else prompts.abnormal(name)
+            normal, anomaly = token_positions(
+                pipeline.tokenizer,
+                self.input_ids[prompt].tolist(),
+                prompts.normal_tokens,
+                prompts.anomaly_tokens.get(name, ()),
+            )
+            self.normal_positions[name] = torch.tensor(normal, device=self.device)
+            self.anomaly_positions[name] = torch.tensor(anomaly, device=self.device)
 
     @property
     def state(self) -> dict:
@@ -178,7 +183,7 @@ class GeneratorTrainer:
     def losses(self, draw: int) -> dict[str, Tensor]:
         """The losses of one batch: L_df = L_DA + MSE on the abnormal images, L_ob = MSE on the normals.
 
-        A kind of images that the schedule leaves out of the batch has losses of 0.
+        A kind of images that the schedule leaves out of the batch adds 0 to "loss", and has no losses of its own.
         """
         batch = self._scheduled(draw)
         scheduler = self.pipeline.scheduler
@@ -203,10 +208,11 @@ class GeneratorTrainer:
         first, second, complement = self._alignment_of(batch, latents)
         loss = self.settings.da_weight * (first + second) + df_mse
         loss = loss + self.settings.normal_weight * (ob_mse + complement)
-        parts = {"da_first": first, "da_second": second, "df_mse": df_mse, "ob_mse": ob_mse}
+        of_abnormal, of_normal = {"da_first": first, "da_second": second, "df_mse": df_mse}, {"ob_mse": ob_mse}
         if self.settings.second_term == "complement":
-            parts["complement"] = complement
-        return {"loss": loss, **parts}
+            shown = of_abnormal if self.settings.complement_on == "abnormal" else of_normal
+            shown["complement"] = complement
+        return {"loss": loss} | (of_abnormal if count else {}) | (of_normal if count < len(latents) else {})
 
     def finish(self) -> None:
         """Leave a plain pipeline behind, ready to be saved."""
@@ -224,7 +230,7 @@ class GeneratorTrainer:
             return batch.only(abnormal=False)
         if self.settings.schedule == "mixed":
             return batch
-        first_half = 2 * draw < self.updates * self.settings.gradient_accumulation
+        first_half = 2 * update < self.updates
         return batch.only(abnormal=first_half == (self.settings.schedule == "abnormal_then_normal"))
 
     def _alignment_of(self, batch: Batch, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -245,7 +251,3 @@ class GeneratorTrainer:
             shown = {layer: m[part] for layer, m in maps.items()}
             complement = self.alignment.complement(shown, normal_positions[part], mask[part])
         return first, second, complement
-
-    def _positions(self, prompt: str, tokens: list[str]) -> Tensor:
-        ids = token_ids(self.pipeline.tokenizer, tokens)
-        return torch.tensor(token_positions(self.input_ids[prompt].tolist(), ids), device=self.device)

@@ -15,7 +15,7 @@ from torch import Tensor
 from seas.artifacts import Provenance, read_table, write_table
 from seas.data.settings import DataSettings
 from seas.errors import InputError
-from seas.images import Fitted, load_fitted, read_image, read_mask, shrink_mask, valid_part
+from seas.images import Fitted, bounding_slices, load_fitted, read_image, read_mask, shrink_mask
 from seas.metrics.diversity import ic_lpips
 from seas.metrics.extractors import FeatureExtractor, build_extractor
 from seas.metrics.quality import inception_score, kid
@@ -180,7 +180,7 @@ class _Evaluation:
 
 
 def _without_padding(fitted: Fitted) -> tuple[np.ndarray, np.ndarray]:
-    part = valid_part(fitted.valid)
+    part = bounding_slices(fitted.valid)
     return fitted.image[part], fitted.mask[part]
 
 

@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate
 
 from seas.generator.attention import AttentionMaps, token_maps
 from seas.generator.pipeline import encode_prompts, tokenise
-from seas.generator.prompts import Prompts, token_ids, token_positions
+from seas.generator.prompts import Prompts, token_positions
 from seas.images import to_tensor
 from seas.seeding import torch_rng
 
@@ -32,8 +32,9 @@ def token_attention(
     encoder) and enlarged bilinearly. The N anomaly tokens come first, then the N' normal tokens.
     """
     prompt = prompts.abnormal(anomaly_type)
-    tokens = [*prompts.anomaly_tokens[anomaly_type], *prompts.normal_tokens]
-    positions = token_positions(tokenise(pipeline, [prompt])[0].tolist(), token_ids(pipeline.tokenizer, tokens))
+    ids, tokens = tokenise(pipeline, [prompt])[0].tolist(), prompts.anomaly_tokens[anomaly_type]
+    normal, anomaly = token_positions(pipeline.tokenizer, ids, prompts.normal_tokens, tokens)
+    positions = [*anomaly, *normal]
 
     steps = pipeline.scheduler.config.num_train_timesteps
     timesteps = torch.full((1,), timestep * steps // 1000)

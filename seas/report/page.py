@@ -46,11 +46,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Part:
-    """What the page says about one experiment on one dataset."""
+    """What the page says about one experiment on one dataset, with sentences below its title."""
 
     title: str
     anchor: str
     blocks: Sequence[Block] = field(default_factory=list)
+    sentences: Sequence[str] = ()
 
 
 def render(overview: TextTable, parts: Sequence[Part], limits: Sequence[str]) -> str:

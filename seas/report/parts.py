@@ -82,7 +82,7 @@ def part_of(
         _losses(run, figures),
         Block("Settings", table=_settings(run), folded=True),
     ]
-    return Part(title, f"{run.dataset}-{run.experiment}", blocks)
+    return Part(title, f"{run.dataset}-{run.experiment}", blocks, run.descriptions)
 
 
 def limits(runs: Sequence[ReportedRun], results: pd.DataFrame) -> list[str]:

@@ -31,6 +31,7 @@ class DownstreamResults:
 class ReportedRun:
     """One experiment on one dataset with one seed.
 
+    ``descriptions`` are those of the dataset and of the experiment, where their files have one.
     ``variant`` is the paper's name of the experiment where it is one of its ablations, else "".
     ``root`` is the folder of the dataset's photographs, ``all_shots`` the experiment that differs in the number of shots
     alone and has them all.
@@ -39,6 +40,7 @@ class ReportedRun:
     dataset: str
     experiment: str
     seed: int
+    descriptions: list[str]
     root: Path
     image_size: int
     fit: str

@@ -2,7 +2,7 @@
 
 from seas.settings import StationSettings, setting
 
-STAGE_VERSION = 7
+STAGE_VERSION = 8
 
 
 class ReportSettings(StationSettings):
