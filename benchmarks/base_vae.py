@@ -1,6 +1,6 @@
 """How much of a photograph does the base's VAE keep? PSNR whole and inside defect masks, and the contrast of the defects.
 
-Every abnormal photograph and as many test/good ones of the given products are fitted to the base's side, encoded
+Every photograph of the given products' test folders, good ones too, is fitted to the base's side, encoded
 (posterior mean), decoded and compared over the pixels that are no padding. A defect's contrast is the difference of mean
 colour between its mask and the ring around it; what is kept of it is the projection of the decoded contrast on the true one.
 A defect keeps half of its contrast when that share is at least 0.5; defects fainter than two grey levels are left out and counted.
@@ -36,7 +36,7 @@ RING = (1, 4)
 
 
 def photographs(root: Path, product: str, size: int) -> tuple[list[Fitted], list[str]]:
-    """The abnormal photographs of a product and as many good ones as test/good has, with their types."""
+    """The photographs of a product's test folder, with their types."""
     samples = [sample for sample in list_samples(root, product) if sample.folder == "test"]
     return [load_fitted(root, sample, size, "auto") for sample in samples], [sample.type for sample in samples]
 

@@ -1,10 +1,10 @@
 """How fast is it? Updates, images and IC-LPIPS, each beside a configuration that works like the release, in one run.
 
-Like the release: fp32; the cross-attention maps of all 16 layers computed beside the fused kernel and copied to the CPU
-at every forward pass, in training and in generation; images encoded by the VAE at each step; an optimizer that is not
-fused; ten images at once. What is trained and made is the same. Each number comes from a process of its own, so that the peak of
-memory is that of one configuration. The networks are the shipped small base at 64 px, or Stable Diffusion v1-4's at 512 px with
-random weights where there is a GPU. From the repository's root::
+Like the release: fp32; the cross-attention maps of all 16 layers computed beside the fused kernel and copied to the CPU at
+every forward pass, in training and in generation; images encoded by the VAE at each step; a generator's optimizer that is
+not fused; ten images at once. What is trained and made is the same. Each number comes from a process of its own, so that the
+peak of memory is that of one configuration. The networks are the shipped small base at 64 px, or Stable Diffusion v1-4's at
+512 px with random weights where there is a GPU. From the repository's root::
 
     .venv/bin/python benchmarks/speed.py                        # the whole table
     .venv/bin/python benchmarks/speed.py --profile generator    # where the time of an update goes

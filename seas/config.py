@@ -698,6 +698,7 @@ class Workflow:
             "dataset": dataset,
             "experiment": experiment,
             "seed": seed,
+            "base": settings.base.name,
             "descriptions": [text for text in described if text],
             "root": str(self.datasets[dataset].root),
             "image_size": settings.data.image_size,

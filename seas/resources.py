@@ -44,6 +44,12 @@ ACTIVATIONS_KB_A_PIXEL = {
 }
 EXTRACTOR_MB = 500
 """Networks of the metrics and a batch in them: measured 1404 MiB in all with EfficientNet-Lite0 at 256 px."""
+PAPER_EXTRACTORS_MB = 1500
+"""Inception and LPIPS's trunk on a CPU, and 16 images of 256 px in the latter: measured 1056 MiB with VGG, without Inception."""
+EMBEDDED_MB = 64
+"""An image of 256 px in VGG, 32 MB, held twice."""
+EMBEDDINGS_MB = 4295
+"""Most of such images: twice ``BLOCK_BYTES`` of the diversity. Measured 4265 MiB above the libraries for a cluster of 140."""
 CACHE_MB = 2048
 """Most that downstream keeps of the photographs that it trains on."""
 TESTED_BYTES = 100
@@ -88,6 +94,8 @@ REFERENCES = {
     "report": Reference(7.6, 1),  # two products in 15 s, imports and all
 }
 """Steps on a CPU. Larger images and networks are taken to cost in proportion."""
+PAPER_METRICS = Reference(2.0, 256**2)
+"""An image in the paper's networks on a CPU, twice in VGG (40e9 operations each) and once in Inception, at 5e10 a second: derived."""
 SHOWN = Reference(8.0, 512**2, 860_000_000)
 """An image whose attention the report reads, once through encoder and U-Net: on two cores a pair took 124 s for 50 times."""
 GPU_RATES = {
@@ -109,7 +117,8 @@ class Work(NamedTuple):
     steps whose images are held at once. parameters: of the U-Net, 0 without one. models: how many are trained one after the
     other, and saved. counted: updates or pairs that its run counts as measured, if it is not continued; 0 where it counts
     none. offloaded: whether the optimizer lies in the host's memory. tested: pixels that are scored at once.
-    shown: images whose attention the report reads.
+    shown: images whose attention the report reads. as_paper: whether the paper's networks measure, which only on a CPU
+    take the host's memory.
     """
 
     stage: str
@@ -124,6 +133,7 @@ class Work(NamedTuple):
     offloaded: bool = False
     tested: int = 0
     shown: int = 0
+    as_paper: bool = False
 
 
 def work(stage: str, settings: Any, *, types: int, parameters: int, tested: int = 0) -> Work:
@@ -151,7 +161,8 @@ def work(stage: str, settings: Any, *, types: int, parameters: int, tested: int 
         return Work(stage, device, steps, side**2, made.images_at_once(device, side), parameters, counted=pairs)
     if stage == "metrics":
         images, pixels = made.pairs_per_type * types + made.normals, settings.metrics.image_size**2
-        return Work(stage, device, images, pixels, max(made.pairs_per_type, made.normals))
+        as_paper = device == "cpu" and settings.metrics.as_the_paper()
+        return Work(stage, device, images, pixels, max(made.pairs_per_type, made.normals), as_paper=as_paper)
     if stage == "downstream":
         trained = settings.downstream
         pixels = trained.image_size**2
@@ -171,7 +182,8 @@ def memory_mb(job: Work, attempt: int = 1) -> int:
     if job.device == "cpu" or job.stage == "metrics":
         need += ACTIVATIONS_KB_A_PIXEL.get(job.stage, 0) * job.pixels * job.at_once / 1e3
     if job.stage == "metrics":
-        need += EXTRACTOR_MB
+        embeddings = min(EMBEDDINGS_MB, EMBEDDED_MB * job.at_once * job.pixels / 256**2)
+        need += PAPER_EXTRACTORS_MB + embeddings if job.as_paper else EXTRACTOR_MB
     if job.stage == "downstream":
         need += min(CACHE_MB, 0.005 * job.pixels) + job.tested * TESTED_BYTES / 1e6
     if job.stage == "report":
@@ -189,6 +201,8 @@ def rate(job: Work) -> Rate:
     if job.stage == "report":
         maps = SHOWN.seconds * _larger(job, SHOWN) * job.shown / max(1, job.steps)
         return Rate(measured.seconds + maps, MEASURED if maps <= measured.seconds else GUESS)
+    if job.as_paper:
+        return Rate(PAPER_METRICS.seconds * _larger(job, PAPER_METRICS), GUESS)
     larger = _larger(job, measured)
     return Rate(measured.seconds * larger, MEASURED if 0.25 <= larger <= 4 else GUESS)
 

@@ -24,7 +24,7 @@ from seas.generator import settings as generator_settings
 from seas.metrics import settings as metrics_settings
 from seas.report import settings as report_settings
 from seas.report.published import PLOTS, published_files
-from seas.report.runs import ReportedRun, inputs_of
+from seas.report.runs import ReportedRun, inputs_of, said_of
 from seas.rmp import settings as rmp_settings
 from seas.runs import locked
 
@@ -57,7 +57,7 @@ def artifacts(flow: Workflow) -> Iterator[Artifact]:
             seen.add(artifact.path)
             yield artifact
     runs = reported_runs(flow)
-    settings = flow.parameters(flow.config, "report")
+    settings = flow.parameters(flow.config, "report") | {"runs": said_of(runs)}
     yield Artifact(RESULTS / "report", "report", report_settings.STAGE_VERSION, settings, None, inputs_of(runs))
 
 

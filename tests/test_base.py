@@ -87,6 +87,13 @@ class TestCorpus:
         assert crop.shape == (32, 32, 3) and 0 <= crop.min() < crop.max() <= 1
         assert (distance < 0).all() and name in corpus.PHOTOGRAPHS.values()
 
+    @pytest.mark.parametrize("size", [64, 512])
+    def test_a_crop_is_cut_of_any_photograph(self, size):
+        """The lowest is 300 px high: a larger base's crops are enlarged."""
+        for number in range(60):
+            picture, _, _ = corpus._cropped(np.random.default_rng(number), size)
+            assert picture.shape == (size, size, 3) and picture.std() > 0
+
     def test_a_picture_is_a_function_of_its_number(self):
         (first, caption), (again, _) = corpus_image(0, 5, 32), corpus_image(0, 5, 32)
         assert np.array_equal(first, again) and first.shape == (32, 32, 3) and first.dtype == np.uint8
@@ -125,6 +132,19 @@ class TestModel:
         (broken / "unet/diffusion_pytorch_model.safetensors").unlink()
         with pytest.raises(InputError, match=r"lacks unet/diffusion_pytorch_model\.safetensors"):
             load_base(broken)
+
+    def test_weights_of_another_name_are_not_taken_for_them(self, tiny_base, tmp_path):
+        broken = tmp_path / "broken"
+        shutil.copytree(tiny_base, broken)
+        halves = broken / "unet/diffusion_pytorch_model.fp16.safetensors"
+        (broken / "unet/diffusion_pytorch_model.safetensors").rename(halves)
+        message = (
+            r"lacks unet/diffusion_pytorch_model\.safetensors; diffusion_pytorch_model\.fp16\.safetensors is not read"
+        )
+        with pytest.raises(InputError, match=message):
+            check_base(broken)
+        halves.rename(broken / "unet/diffusion_pytorch_model-00001-of-00001.safetensors")
+        check_base(broken)
 
     def test_damaged_weights_are_named(self, tiny_base, tmp_path):
         broken = tmp_path / "broken"

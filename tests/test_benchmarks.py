@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 
 from seas.artifacts import read_table, write_table
 from seas.generation.tree import write_generated, write_images_table
+from seas.generator.pipeline import load_pipeline
 from seas.generator.settings import GeneratorSettings
 from seas.generator.train import train_generator
 from seas.images import load_fitted, read_image, read_mask
@@ -140,6 +142,45 @@ def test_points_of_the_curve_accumulate_and_are_replaced(tmp_path):
     kept = pd.read_csv(points)
     assert len(kept) == 6 and set(kept.dataset) == {"tiles", "other"}
     assert read_image(tmp_path / "plot.png").std() > 5
+
+
+def test_a_vae_that_changes_nothing_keeps_all(monkeypatch, tiny_base, miniature, capsys):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    base_vae = importlib.import_module("base_vae")
+    fitted, types = base_vae.photographs(miniature.root, "washer", 64)
+    kept = base_vae.measured(lambda images: images, fitted, types)
+    assert len(kept) == len(fitted) and "good" in types
+    assert np.allclose(kept.whole, 10 * np.log10(255**2 / 1e-2)) and np.allclose(kept.kept.dropna(), 1)
+    monkeypatch.setattr(base_vae, "CORPUS_IMAGES", 16)
+    arguments = [str(tiny_base), "--data", str(miniature.root), "--products", "washer"]
+    monkeypatch.setattr(sys, "argv", ["base_vae.py", *arguments])
+    base_vae.main()
+    assert re.search(r"VAE +washer +\d+\.\d+ +\d+\.\d+", capsys.readouterr().out)
+
+
+def test_a_sample_is_a_function_of_its_caption_and_number(monkeypatch, tiny_base):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    base_samples = importlib.import_module("base_samples")
+    monkeypatch.setattr(base_samples, "STEPS", 3)
+    pipeline = load_pipeline(tiny_base)
+    first, again, other = (
+        base_samples.samples(pipeline, caption) for caption in (*["a bright grey nut"] * 2, "a disc")
+    )
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert len({sample.tobytes() for sample in first}) == len(first) == 4
+
+
+def test_what_a_prompt_changes(monkeypatch, tiny_base, miniature, tmp_path):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    effect = importlib.import_module("prompt_effect").prompt_effect
+    settings = GeneratorSettings(updates_per_type=2, unet_learning_rate=1e-2, attention_layers=(1, 2))
+    cpu = ComputeSettings(device="cpu", precision="fp32", threads=1)
+    run = (miniature.split, miniature.root, settings, miniature.data, cpu, 0)
+    train_generator(tiny_base, *run, output=tmp_path / "generator")
+    shots = read_table(miniature.split).query("role == 'shot' and type == 'dent'")
+    found = effect(tmp_path / "generator", shots, miniature.root, miniature.data, 1, 400)
+    assert all(value > 0 for value in found.values())
+    assert found["attention_inside"] < 1 and found["error_normal_prompt"] != found["error_own_prompt"]
 
 
 def test_attention_is_scored_on_held_out_defects(monkeypatch, miniature):

@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from seas import artifacts
 from seas.artifacts import read_manifest, run_facts, write_table
+from seas.base.model import training_target
+from seas.base.stable_diffusion import SCHEDULER
 from seas.data import mvtec_ad
 from seas.data.index import index_samples
 from seas.data.settings import DataSettings
@@ -401,13 +403,28 @@ class TestSampler:
         from_noise = sampler.make("dent", [(0, 0)])[0]
         assert from_noise.image.shape == (20, 32, 3) and from_noise.source_normal == ""
 
+    def test_a_sure_pixel_in_the_padding_keeps_no_region(self, sampler, monkeypatch):
+        """Rows 4 to 23 are the product's. An unsure region reaches them from a sure pixel above; another has its own."""
+        sampler.start.boxes[:] = torch.tensor([4, 0, 20, 32])
+        probability = torch.zeros(2, 32, 32)
+        probability[:, 2:10, 5:8] = 0.5
+        probability[:, 3, 6] = 0.9
+        probability[:, 12:15, 20:24] = 0.5
+        probability[:, 13, 21] = 0.9
+        monkeypatch.setattr(PairSampler, "_mask", lambda *_: probability)
+        sampler.settings = FEW.model_copy(update={"threshold": 0.4, "peak_threshold": 0.7})
+        mask = sampler.make("dent", [(0, 0)])[0].mask
+        assert mask.sum() == 12 and mask[8:11, 20:24].all()
+
     @pytest.mark.parametrize("name", ["ddim", "dpmsolver++"])
-    def test_a_perfect_prediction_ends_in_the_clean_latent(self, sampler, name):
-        """The sampler, fed the true velocity of a known latent at the timesteps it names, must find that latent."""
-        signals = sampler.pipeline.scheduler.alphas_cumprod
+    @pytest.mark.parametrize("predicted", ["epsilon", "v_prediction"])
+    def test_a_perfect_prediction_ends_in_the_clean_latent(self, sampler, name, predicted):
+        """The sampler, fed the true velocity or noise of a known latent at the timesteps it names, must find that latent."""
+        base = PNDMScheduler(**SCHEDULER | {"prediction_type": predicted})
+        signals = base.alphas_cumprod
         clean, noise = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
         # a base that asks for noise levels of its own gets none: its scheduler would refuse our timesteps
-        config = dict(sampler.pipeline.scheduler.config) | {"use_karras_sigmas": True}
+        config = dict(base.config) | {"use_karras_sigmas": True}
         scheduler = sampling_scheduler(config, name)
         scheduler.set_timesteps(timesteps=sampler.timesteps)
         latents = signals[sampler.first].sqrt() * clean + (1 - signals[sampler.first]).sqrt() * noise
@@ -415,7 +432,7 @@ class TestSampler:
         for timestep in scheduler.timesteps:
             now = signals[timestep]
             assert torch.allclose(latents, now.sqrt() * clean + (1 - now).sqrt() * noise, atol=1e-3)
-            latents = scheduler.step(now.sqrt() * noise - (1 - now).sqrt() * clean, timestep, latents).prev_sample
+            latents = scheduler.step(training_target(base, clean, noise, timestep[None]), timestep, latents).prev_sample
         assert torch.allclose(latents, clean, atol=1e-3)
 
 

@@ -65,7 +65,7 @@ def save_image(array: np.ndarray, path: Path) -> None:
 
 
 def artifact(folder: Path, stage: str, settings: dict):
-    return writing_folder(folder, Provenance(stage, 1, settings, 0, {}))
+    return writing_folder(folder, Provenance(stage, 1, settings, 0, {"base": "0123456789abcdef"}))
 
 
 def write_split(root: Path, product: str, path: Path) -> None:
@@ -197,6 +197,7 @@ def write_run(folder: Path, products: list[str], seed: int, dataset: str = "mvte
         root=str(root),
         image_size=SIZE,
         fit="auto",
+        base="small",
         descriptions=["two products & more", "SeaS as proposed"],
         all_shots="seas",
         variant="",

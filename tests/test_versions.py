@@ -18,7 +18,8 @@ from seas.compare import changed_settings, compare, difference
 from seas.config import Workflow, overlaid
 from seas.downstream.settings import TREES
 from seas.errors import InputError
-from seas.versions import artifacts, finished, record, restore, set_apart
+from seas.report.published import settings_of_stages
+from seas.versions import artifacts, finished, record, reported_runs, restore, set_apart
 
 RUN = Path("results/mine/seas/seed0")
 PUBLISHED = {"metrics.json": "{}\n", "settings.json": "{}\n", "plots/losses/a.csv": "step,loss\n1,2\n"}
@@ -174,6 +175,52 @@ def test_a_table_of_metrics_that_another_run_made_is_the_same_input(project, mon
     assert Path("results/report") in set_apart(flow()).fresh
     write_table(shots.assign(role="test"), table.path, origin, facts=True)
     assert set_apart(flow()).aside == {Path("results/report"): f"it was made from another {table.path}"}
+
+
+def test_what_the_page_says_is_a_part_of_the_report(project):
+    make(flow())
+    described = Path("config/experiments/seas.yaml")
+    described.write_text("description: what it is")
+    said = "it was made with runs.mine/seas/seed0.descriptions = [], and the settings say ['what it is']"
+    assert set_apart(flow()).aside == {Path("results/report"): said}
+    make(flow())
+    assert not set_apart(flow()).aside
+
+
+def test_another_base_is_a_changed_setting(project):
+    def told(**changes):
+        made = flow(base={"name": "b", "pretrained": None} | changes)
+        make(made)
+        return settings_of_stages(reported_runs(made))
+
+    before, same, other = told(), told(), told(unet_updates=99)
+    assert before["mine"]["seas"]["base"]["base"]["name"] == "b"
+    assert not changed_settings(before, same)
+    ((setting, was, now),) = changed_settings(before, other)
+    assert (
+        setting == "base.sha256"
+        and was != now
+        and changed_settings(before, other)[setting, was, now] == {"mine/seas": ["base"]}
+    )
+
+
+@pytest.mark.parametrize("product", ["bolt", "nut"])
+def test_another_file_of_groups_of_any_product_is_a_changed_setting(project, product):
+    for name in ("bolt", "nut"):
+        photographs = Path(f"photos/{name}/train/good")
+        photographs.mkdir(parents=True, exist_ok=True)
+        photographs.joinpath("0.png").write_bytes(b"0")
+        Path(f"photos/{name}/groups.csv").write_text(f"image,group\n{name},x\n")
+
+    def told():
+        grouped = flow(data={"groups": "groups.csv"})
+        make(grouped)
+        return settings_of_stages(reported_runs(grouped))
+
+    before = told()
+    Path(f"photos/{product}/groups.csv").write_text("image,group\nother,y\n")
+    ((setting, was, now),) = changed_settings(before, told())
+    assert setting == "groups" and len(json.loads(was)) == len(json.loads(now)) == 2
 
 
 def test_nothing_is_set_aside_or_recorded_while_a_run_is_at_work(project):

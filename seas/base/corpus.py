@@ -234,7 +234,8 @@ def _cropped(random: np.random.Generator, size: int) -> tuple[np.ndarray, np.nda
     name = str(random.choice(list(PHOTOGRAPHS)))
     photograph = _photograph(name)
     height, width = photograph.shape[:2]
-    side = int(np.exp(random.uniform(np.log(size), np.log(min(LARGEST_CROP * size, height, width)))))
+    smallest, largest = (min(side, height, width) for side in (size, LARGEST_CROP * size))
+    side = int(np.exp(random.uniform(np.log(smallest), np.log(largest))))
     top, left = int(random.integers(height - side + 1)), int(random.integers(width - side + 1))
     crop = Image.fromarray(photograph[top : top + side, left : left + side])
     small = np.asarray(crop.resize((size, size), Image.Resampling.LANCZOS))

@@ -80,9 +80,14 @@ def check_base(folder: Path) -> None:
         if not (folder / file).is_file() and not (folder / "tokenizer/tokenizer.json").is_file():
             raise InputError(f"base.pretrained is '{folder}', which lacks {file}")
     for part, stems in PARTS.items():
-        names = [file.name for file in (folder / part).iterdir()]
-        if not any(name.startswith(stem) and name.endswith(".safetensors") for name in names for stem in stems):
-            raise InputError(f"base.pretrained is '{folder}', which lacks {part}/{stems[0]}.safetensors")
+        names = sorted(path.name for path in (folder / part).iterdir())
+        read = rf"({'|'.join(stems)})(-\d+-of-\d+)?\.safetensors"
+        if not any(re.fullmatch(read, name) for name in names):
+            others = [name for name in names if name.endswith((".safetensors", ".bin"))]
+            raise InputError(
+                f"base.pretrained is '{folder}', which lacks {part}/{stems[0]}.safetensors"
+                + (f"; {others[0]} is not read in its place" if others else "")
+            )
     try:
         index = json.loads((folder / "model_index.json").read_text())
         named = {part: index[part] if part == "_class_name" else index[part][1] for part in CLASSES}

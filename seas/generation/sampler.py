@@ -70,7 +70,7 @@ def sampling_scheduler(config, sampler: str) -> DPMSolverMultistepScheduler:
 
 
 def mask_of(probability: np.ndarray, threshold: float, peak_threshold: float | None) -> np.ndarray:
-    """Where the anomaly's probability (S, S) is above ``threshold``, but for regions that never come above ``peak_threshold``."""
+    """Where the anomaly's probability (H, W) is above ``threshold``, but for regions that never come above ``peak_threshold``."""
     if peak_threshold is None:
         return probability > threshold
     return apply_hysteresis_threshold(probability, threshold, peak_threshold)
@@ -170,13 +170,8 @@ class PairSampler:
                 latents = scheduler.step(guided, timestep, latents).prev_sample
         with autocast(self.compute):
             images = to_uint8(pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample)
-        anomalous = np.zeros(images.shape[:3], bool)
-        if masks:
-            probability = torch.stack(masks).mean(0).cpu().numpy()
-            anomalous = np.stack(
-                [mask_of(values, settings.threshold, settings.peak_threshold) for values in probability]
-            )
-        return [self._finished(images[k], anomalous[k], sources[k], pair=not normal) for k in range(len(wanted))]
+        probability = torch.stack(masks).mean(0).cpu().numpy() if masks else np.zeros(images.shape[:3], np.float32)
+        return [self._finished(images[k], probability[k], sources[k], pair=not normal) for k in range(len(wanted))]
 
     def _context(self, prompts: tuple[str, ...]) -> Tensor:
         """The embeddings of ``prompts``, (len(prompts), T, C), computed once for all batches."""
@@ -209,11 +204,11 @@ class PairSampler:
             logits = self.rmp(unet_maps, vae_maps).refined
         return logits.float().softmax(1)[:, 1]
 
-    def _finished(self, image: np.ndarray, mask: np.ndarray, source: int, *, pair: bool) -> Generated:
+    def _finished(self, image: np.ndarray, probability: np.ndarray, source: int, *, pair: bool) -> Generated:
         """Without the padding of the drawn normal, inside of which the generator learned the product; on its background."""
         top, left, height, width = self.start.boxes[source].tolist()
         part = (slice(top, top + height), slice(left, left + width))
-        image, mask = image[part], mask[part]
+        image, mask = image[part], mask_of(probability[part], self.settings.threshold, self.settings.peak_threshold)
         if pair and self.settings.background == "photographed":
             image = on_background(image, mask, self.start.images[source].numpy()[part])
         return Generated(image, mask, self.start.names[source] if self.settings.initial_signal else "")

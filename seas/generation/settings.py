@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from seas.settings import StationSettings, setting
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 CROP_AND_PASTE_STAGE_VERSION = 2
 AUTOMATIC = {"cpu": 8, "cuda": 64}
 """Images made at once, at most, where batch_size is auto; on a GPU the number is halved until they fit into its memory."""

@@ -18,7 +18,7 @@ from seas.images import to_tensor
 from seas.metrics.settings import MetricsSettings
 from seas.settings import ComputeSettings
 from seas.training import autocast
-from seas.weights import LPIPS_TRUNKS, has_paper_weights, verified
+from seas.weights import LPIPS_TRUNKS, verified
 
 
 class FeatureExtractor(Protocol):
@@ -41,8 +41,7 @@ def build_extractor(settings: MetricsSettings, device: torch.device, compute: Co
 
     Raises InputError when the paper's are asked for and their weights are absent or damaged.
     """
-    present = has_paper_weights(settings.lpips_backbone, settings.weights_folder)
-    if settings.extractors == "paper" or (settings.extractors == "auto" and present):
+    if settings.as_the_paper():
         return PaperExtractors(settings.weights_folder, settings.lpips_backbone, device, compute)
     return EfficientNetLite0(device, compute)
 

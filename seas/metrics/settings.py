@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from seas.settings import StationSettings, setting
+from seas.weights import has_paper_weights
 
 STAGE_VERSION = 2
 
@@ -45,6 +46,11 @@ class MetricsSettings(StationSettings):
         ge=2,
     )
     batch_size: int = setting(16, "images that pass through a network at once", unit="images", source="ours", ge=1)
+
+    def as_the_paper(self) -> bool:
+        """Whether the paper's networks measure: by ``extractors`` and, where it is auto, by the weights that are there."""
+        present = has_paper_weights(self.lpips_backbone, self.weights_folder)
+        return self.extractors == "paper" or (self.extractors == "auto" and present)
 
     def obeyed(self) -> dict[str, Any]:
         """What the numbers are a function of, as plain values: not where on this machine the weights lie."""

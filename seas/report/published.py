@@ -50,28 +50,38 @@ def _last(parts: int, folder: Path) -> str:
 def settings_of_stages(runs: Sequence[ReportedRun]) -> dict[str, Any]:
     """dataset → experiment → stage → its settings and ``stage_version``, as the manifests have them.
 
+    What differs from product to product, such as the hash of a file of groups, is a list of the different values. The base
+    is told by its name and the start of its hash.
     A segmentation model's ``scope`` is what it was trained on: with some of the products alone no model is unified.
     """
-    found: dict[str, Any] = {}
+    told: dict[tuple[str, str, str, str], list[Any]] = {}
     for run in runs:
-        stages = found.setdefault(run.dataset, {}).setdefault(run.experiment, {})
         for artifact in run.artifacts():
             if artifact.is_file() and not has_manifest(artifact):
                 continue  # a table of an earlier version
-            manifest = read_manifest(artifact)
-            stages[manifest["stage"]] = dict(_of_all_arms(manifest))
-        if run.downstream:
-            stages["downstream"]["downstream"]["scope"] = "unified" if run.unified else "per_product"
+            for stage, section, content in _told(read_manifest(artifact), run):
+                values = told.setdefault((run.dataset, run.experiment, stage, section), [])
+                if content not in values:
+                    values.append(content)
+    found: dict[str, Any] = {}
+    for (dataset, experiment, stage, section), values in told.items():
+        stages = found.setdefault(dataset, {}).setdefault(experiment, {})
+        stages.setdefault(stage, {})[section] = values[0] if len(values) == 1 else sorted(values, key=json_text)
     return found
 
 
-def _of_all_arms(manifest: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    yield "stage_version", manifest["stage_version"]
+def _told(manifest: dict[str, Any], run: ReportedRun) -> Iterator[tuple[str, str, Any]]:
+    """(stage, section, content) of what one artifact tells, the same for all arms."""
+    stage = manifest["stage"]
+    yield stage, "stage_version", manifest["stage_version"]
+    if stage == "generator":
+        yield "base", "base", {"name": run.base, "sha256": manifest["inputs"]["base"][:12]}
     for section, content in manifest["settings"].items():
-        if section == manifest["stage"] == "downstream":
+        if section == stage == "downstream":
             content = {key: value for key, value in content.items() if key not in ("model", "trained_on")}
+            content["scope"] = "unified" if run.unified else "per_product"
         if section != "wanted":
-            yield section, content
+            yield stage, section, content
 
 
 def thinned(curve: pd.DataFrame) -> pd.DataFrame:

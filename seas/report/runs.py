@@ -31,7 +31,7 @@ class DownstreamResults:
 class ReportedRun:
     """One experiment on one dataset with one seed.
 
-    ``descriptions`` are those of the dataset and of the experiment, where their files have one.
+    ``base`` is the base's name. ``descriptions`` are those of the dataset and of the experiment, where their files have one.
     ``variant`` is the paper's name of the experiment where it is one of its ablations, else "".
     ``root`` is the folder of the dataset's photographs, ``all_shots`` the experiment that differs in the number of shots
     alone and has them all.
@@ -41,6 +41,7 @@ class ReportedRun:
     experiment: str
     seed: int
     descriptions: list[str]
+    base: str
     root: Path
     image_size: int
     fit: str
@@ -68,10 +69,20 @@ class ReportedRun:
         """Whether one segmentation model of an arm is that of all products."""
         return all(arm.scope == "all" for arm in self.downstream)
 
+    @property
+    def said(self) -> dict[str, Any]:
+        """What the page says of the run that none of its artifacts holds."""
+        return {name: getattr(self, name) for name in ("descriptions", "base", "variant", "all_shots")}
+
     def artifacts(self) -> list[Path]:
         """The finished stages that the report is made of, from left to right."""
         stages = [path for results in self.products.values() for path in vars(results).values()]
         return [*stages, *(arm.folder for arm in self.downstream)]
+
+
+def said_of(runs: Sequence[ReportedRun]) -> dict[str, Any]:
+    """What the page says of the runs that no input holds, by plain names: a part of the report's provenance."""
+    return {f"{run.dataset}/{run.experiment}/seed{run.seed}": run.said for run in runs}
 
 
 def inputs_of(runs: Sequence[ReportedRun]) -> dict[str, Path]:

@@ -8,7 +8,7 @@ from seas.report.cost import cost
 from seas.report.page import Part, render
 from seas.report.parts import comparable_with_paper, grouped, limits, overview, paper_table, part_of
 from seas.report.published import PLOTS, published_files
-from seas.report.runs import ReportedRun, inputs_of
+from seas.report.runs import ReportedRun, inputs_of, said_of
 from seas.report.settings import STAGE_VERSION, ReportSettings
 from seas.report.shots import shots_parts
 from seas.report.tables import collect, markdown
@@ -22,9 +22,8 @@ def write_report(runs: Sequence[ReportedRun], settings: ReportSettings, *, outpu
 
     Raises InputError when a result is missing or damaged.
     """
-    provenance = Provenance.of(
-        "report", STAGE_VERSION, {"report": settings.model_dump(mode="json")}, None, inputs_of(runs)
-    )
+    obeyed = {"report": settings.model_dump(mode="json"), "runs": said_of(runs)}
+    provenance = Provenance.of("report", STAGE_VERSION, obeyed, None, inputs_of(runs))
     results = collect(runs)
     with writing_folder(output, provenance) as folder:
         drawn: dict[Path, str] = {}
