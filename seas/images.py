@@ -44,7 +44,8 @@ def _opened(path: Path) -> Image.Image:
 
 def turned_by_exif(path: Path) -> bool:
     """Whether a picture's EXIF says that it is to be turned or mirrored."""
-    return Image.open(path).getexif().get(ExifTags.Base.Orientation, 1) != 1
+    with Image.open(path) as image:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
 
 
 def _eight_bit(image: Image.Image, path: Path) -> Image.Image:
