@@ -17,7 +17,8 @@ from seas.errors import InputError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 OTHER_PICTURES = {
-    f".{kind}" for kind in "webp gif jp2 j2k heic heif avif jfif jpe ppm pgm pnm tga exr raw dng cr2 nef arw".split()
+    f".{kind}"
+    for kind in "webp gif jp2 j2k heic heif avif jfif jpe ppm pgm pnm tga exr raw dng cr2 nef arw".split()  # noqa: SIM905
 }
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 UNIFIED = "all"
