@@ -86,17 +86,17 @@ def memory(job):
 
 @pytest.fixture(scope="module")
 def finished(cluster, tmp_path_factory):
-    """The whole chain, with a photograph's mask that is damaged until the first job has failed over it."""
+    """The whole chain, with a photograph that is damaged until the first job has failed over it."""
     house = make_house(tmp_path_factory.mktemp("slurm") / "house")
     (house / "slurm").symlink_to("workflow/profiles/slurm")
     compute = {"threads": TINY["compute"]["threads"] | {"metrics": CPUS}}
     (house / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"generator": LONG, "compute": compute}))
-    mask = house / "data/mine/washer/ground_truth/rust/001_mask.png"
-    content = mask.read_bytes()
-    mask.write_bytes(bytes(len(content)))  # the same size: the run's plan does not change when it is mended
+    photograph = house / "data/mine/washer/test/rust/001.png"
+    content = photograph.read_bytes()
+    photograph.write_bytes(bytes(len(content)))  # the same size: the run's plan does not change when it is mended
     run = Run(house, "--set-resources", *GPU)
     until(lambda: "FAILED" in cluster.completions().values() or run.process.poll() is not None, 200)
-    mask.write_bytes(content)
+    photograph.write_bytes(content)
     house.joinpath("output.txt").write_text(run.ended())
     return house
 
@@ -134,7 +134,7 @@ def test_a_job_that_failed_is_submitted_again_and_asks_for_more(finished, cluste
     assert groups[1]["TimeLimit"] > groups[0]["TimeLimit"]
     # The log of the job that failed is on the screen.
     text = (finished / "output.txt").read_text()
-    assert "ground_truth/rust/001_mask.png cannot be read: it is no picture" in text
+    assert "test/rust/001.png cannot be read: it is no picture" in text
 
 
 def test_a_products_bad_photograph_costs_no_other_product_its_tables(cluster, tmp_path):
