@@ -137,11 +137,8 @@ def main() -> None:
     means = pd.DataFrame(summary)
     overall = means.groupby("way", sort=False)[["whole", "inside"]].mean().reset_index().assign(product="mean")
     print(pd.concat([means, overall]).round(2).to_string(index=False))
-    kept_table = pd.DataFrame(kept)
-    shares = kept_table.pivot_table(
-        index=["product", "type", "defects", "too faint"], columns="way", values="keep half (%)"
-    )
-    print(shares[list(ways)].round(0).to_string())
+    shares = pd.DataFrame(kept).set_index(["product", "type", "defects", "too faint", "way"]).unstack("way")
+    print(shares["keep half (%)"][list(ways)].round(0).to_string())
 
 
 if __name__ == "__main__":

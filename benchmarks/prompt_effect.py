@@ -19,7 +19,7 @@ from seas.artifacts import read_table
 from seas.base.model import training_target
 from seas.generator.attention import AttentionMaps, token_maps
 from seas.generator.pipeline import encode_prompts, load_pipeline, tokenise
-from seas.generator.prompts import Prompts, token_positions
+from seas.generator.prompts import Prompts, models_of, token_positions
 from seas.images import load_fitted, shrink_mask, to_tensor
 from seas.seeding import torch_rng
 
@@ -31,7 +31,7 @@ SHOTS = 16
 def prompt_effect(
     generator: Path, shots: pd.DataFrame, root: Path, data, level: int, timestep: int
 ) -> dict[str, float]:
-    """The numbers of one type, whose shots are given."""
+    """The numbers of one type, whose shots are given, and of the pipeline that learned it."""
     pipeline, prompts = load_pipeline(generator), Prompts.load(generator)
     name = shots.type.iloc[0]
     fitted = [load_fitted(root, row, data.image_size, data.fit) for row in shots.itertuples()]
@@ -80,16 +80,16 @@ def main() -> None:
             for product in flow.products(dataset):
                 split = read_table(Path(flow.split(dataset, experiment, seed, product)))
                 shots = split[split.role == "shot"]
-                generator = Path(generator_folder(flow, dataset, experiment, seed, product))
-                updates = settings.generator.updates_with_shots(shots.type.nunique(), len(shots))
-                images = settings.generator.abnormal_per_batch * settings.generator.gradient_accumulation
-                draws = updates * images / len(shots)
-                for name, of_type in shots.groupby("type"):
-                    seen = (of_type.head(SHOTS), flow.datasets[dataset].root, settings.data)
-                    level = min(settings.generator.attention_layers)
-                    found = prompt_effect(generator, *seen, level, arguments.timestep)
-                    run = {"experiment": experiment, "seed": seed, "product": product, "type": name}
-                    rows.append(run | {"draws": round(draws), **found})
+                for model in models_of(Path(generator_folder(flow, dataset, experiment, seed, product))):
+                    learned = shots[shots.type.isin(Prompts.load(model).types)]
+                    updates = settings.generator.updates_with_shots(learned.type.nunique(), len(learned))
+                    images = settings.generator.abnormal_per_batch * settings.generator.gradient_accumulation
+                    for name, of_type in learned.groupby("type"):
+                        seen = (of_type.head(SHOTS), flow.datasets[dataset].root, settings.data)
+                        level = min(settings.generator.attention_layers)
+                        found = prompt_effect(model, *seen, level, arguments.timestep)
+                        run = {"experiment": experiment, "seed": seed, "product": product, "type": name}
+                        rows.append(run | {"draws": round(updates * images / len(learned)), **found})
     print(pd.DataFrame(rows).round(3).to_string(index=False))
 
 

@@ -10,12 +10,13 @@ It prints mean ± standard deviation over seeds and the paired differences, in p
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from seas.artifacts import read_table, writing_file
+from seas.artifacts import read_manifest, read_table, writing_file
 from seas.report.figures import ARM_LABELS, arms_in_order, shots_chart
 from seas.report.shots import COMPARED, METRICS
 from seas.report.tables import TextTable, markdown, metric_label
@@ -29,11 +30,15 @@ POINT = ["dataset", "shots", "seed", "trained_on"]
 
 
 def measured(results: Path, dataset: str, experiments: list[str]) -> pd.DataFrame:
-    """The experiments' finished arms, one row each: ``POINT`` and the scores in percent, means over products."""
+    """The experiments' finished arms of all products, one row each: ``POINT`` and the scores in percent, means over products."""
     rows = []
+    settings: dict[str, Path] = {}
     arms = f"seed*/downstream/{MODEL}/*/all/scores.parquet"
     for path in sorted(path for name in experiments for path in (results / dataset / name).glob(arms)):
         run, trained_on = path.parents[4], path.parents[1].name
+        settings.setdefault(_compared_settings(path.parent), path.parent)
+        if len(settings) > 1:
+            raise SystemExit(f"{' and '.join(map(str, settings.values()))} were trained with different settings")
         splits = pd.concat([read_table(split) for split in sorted((run / "split").glob("*.parquet"))])
         shots = splits[splits.role == "shot"].groupby(["product", "type"]).size().mean()
         scores = read_table(path).query("product == ''").set_index(["level", "metric"]).value
@@ -47,6 +52,13 @@ def measured(results: Path, dataset: str, experiments: list[str]) -> pd.DataFram
     if not rows:
         raise SystemExit(f"{results / dataset} holds no finished arm of {MODEL} and of {', '.join(experiments)}")
     return pd.DataFrame(rows).round({"shots": 1} | dict.fromkeys(COLUMNS, 2))
+
+
+def _compared_settings(arm: Path) -> str:
+    """What arms of one curve share of their settings: all but the number of shots and what they train on."""
+    obeyed = read_manifest(arm)["settings"]
+    del obeyed["data"]["shots"], obeyed["downstream"]["trained_on"]
+    return json.dumps([obeyed["data"], obeyed["downstream"]], sort_keys=True)
 
 
 def added(points: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:

@@ -1,8 +1,9 @@
 """Which settings suit the segmentation models? Every arm, scored on photographs that no arm trains or tests on.
 
 With fewer shots than the third (``shots_1`` … ``shots_8``), the rest of the third is used by nobody: its abnormal images, and the good
-ones that the split leaves out, stand in for the test images here, so that settings can be chosen without looking at
-those. Images of one group with a shot or with a good training image are left out. The workflow makes what is missing of the pairs.
+ones that the split leaves out (only one with ``data.groups`` does), stand in for the test images here, so that settings can be chosen
+without looking at those. Images of one group with a shot or with a good training image are left out. The workflow makes what
+is missing of the pairs.
 From the repository's root::
 
     .venv/bin/python benchmarks/validate_arms.py --dataset mine_windows --config config/demo.yaml config/windows.yaml
@@ -31,11 +32,19 @@ SCORES = [("image", "auroc"), ("image", "ap"), ("pixel", "auroc"), ("pixel", "ap
 
 
 def validation_split(split: pd.DataFrame, groups: dict[str, str]) -> pd.DataFrame:
-    """The split whose test images are those that it leaves out, but for images of one group with one that an arm trains on."""
+    """The split whose test images are those that it leaves out, but for images of one group with one that an arm trains on.
+
+    Raises SystemExit when they are all abnormal or all good.
+    """
     group = split.image.map(lambda image: groups.get(image, image))
     trains = group.isin(set(group[split.role.isin(["shot", "normal", "reserve"])]))
     role = split.role.where(split.role != "test", "reserve")
-    return split.assign(role=role.where((split.role != "left_out") | trains, "test"))
+    validation = split.assign(role=role.where((split.role != "left_out") | trains, "test"))
+    good = validation.type[validation.role == "test"] == "good"
+    if good.all() or not good.any():
+        lacking = "abnormal" if good.all() else "good"
+        raise SystemExit(f"of {split['product'].iloc[0]} the split leaves no {lacking} image to validate on")
+    return validation
 
 
 def pairs_of(tree: Path, anomaly_type: str, output: Path) -> Path:
@@ -51,7 +60,7 @@ def pairs_of(tree: Path, anomaly_type: str, output: Path) -> Path:
 
 
 def made(flow: Workflow, dataset: str, experiment: str, seed: int, stages: set[str], files: list[Path]) -> None:
-    """Have the workflow make every pair of the stages that is not there yet."""
+    """Have the workflow make every split and every pair of the stages that is not there yet."""
     targets = [flow.split(dataset, experiment, seed, product) for product in flow.products(dataset)]
     targets += [
         f"{flow.folder(dataset, experiment, seed, stage)}/{product}"
@@ -66,7 +75,7 @@ def made(flow: Workflow, dataset: str, experiment: str, seed: int, stages: set[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, nargs="+", default=[Path("config/demo.yaml")])
-    parser.add_argument("--dataset", default="miniature")
+    parser.add_argument("--dataset", required=True, help="one with data.groups")
     parser.add_argument("--experiment", default="shots_4", help="one with fewer shots than the third")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", choices=list(TREES), default=list(TREES))
@@ -99,7 +108,7 @@ def main() -> None:
     stages = set(sources.values()) or {stage for arm in arms for stage in TREES[arm]}
     rows = []
     for seed in arguments.seeds:
-        made(flow, dataset, experiment, seed, stages, arguments.config)
+        made(flow, dataset, experiment, seed, set(), arguments.config)
         with tempfile.TemporaryDirectory() as folder:
             splits = {}
             for product in flow.products(dataset):
@@ -107,6 +116,7 @@ def main() -> None:
                 split = read_table(Path(flow.split(dataset, experiment, seed, product)))
                 splits[product] = Path(folder) / f"{product}.parquet"
                 write_table(validation_split(split, groups), splits[product])
+            made(flow, dataset, experiment, seed, stages, arguments.config)
             for arm in arms:
                 trees = {
                     product: [

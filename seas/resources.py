@@ -34,7 +34,7 @@ LOADED = 5
 """Bytes a U-Net parameter of a pipeline that is only used: weights in fp32, with text encoder and VAE a quarter more."""
 ACTIVATIONS_KB_A_PIXEL = {
     # On the CPU, for each pixel that is held: what the measured peak has above libraries and weights.
-    "base": 18,
+    "base": 27,  # 4685 MiB at 24 latents of 64 px, less the corpus
     "generator": 4,  # 1311 MiB at 4 images of 64 px
     "rmp": 18,  # 1356 MiB at 4 images of 64 px
     "generation": 9,  # 1359 MiB at 8 images of 64 px
@@ -54,6 +54,8 @@ CACHE_MB = 2048
 """Most that downstream keeps of the photographs that it trains on."""
 TESTED_BYTES = 100
 """A pixel of a product's test photographs, which downstream scores at once: measured 100 for 120 of 256 px."""
+CORPUS_BYTES = 6
+"""A pixel of the corpus of a base: its bytes, held twice while they are put together; its latents take less."""
 REPORTED_MB = 50
 """A product of a run in the report, whose page holds 1 MB of pictures of each: a guess."""
 
@@ -117,8 +119,8 @@ class Work(NamedTuple):
     steps whose images are held at once. parameters: of the U-Net, 0 without one. models: how many are trained one after the
     other, and saved. counted: updates or pairs that its run counts as measured, if it is not continued; 0 where it counts
     none. offloaded: whether the optimizer lies in the host's memory. tested: pixels that are scored at once.
-    shown: images whose attention the report reads. as_paper: whether the paper's networks measure, which only on a CPU
-    take the host's memory.
+    corpus: pixels that a base trains on. shown: images whose attention the report reads. as_paper: whether the paper's
+    networks measure, which only on a CPU take the host's memory.
     """
 
     stage: str
@@ -132,6 +134,7 @@ class Work(NamedTuple):
     counted: int = 0
     offloaded: bool = False
     tested: int = 0
+    corpus: int = 0
     shown: int = 0
     as_paper: bool = False
 
@@ -147,7 +150,8 @@ def work(stage: str, settings: Any, *, types: int, parameters: int, tested: int 
         base = settings.base
         pixels = max(base.vae_batch_size, base.unet_batch_size) * base.image_size**2
         updates = base.vae_updates + base.unet_updates
-        return Work(stage, device, updates, pixels, parameters=parameters, counted=updates)
+        corpus = base.corpus_images * base.image_size**2
+        return Work(stage, device, updates, pixels, parameters=parameters, counted=updates, corpus=corpus)
     if stage in ("generator", "rmp"):
         trained = getattr(settings, stage)
         pixels = (trained.abnormal_per_batch + trained.normal_per_batch) * side**2
@@ -186,6 +190,7 @@ def memory_mb(job: Work, attempt: int = 1) -> int:
         need += PAPER_EXTRACTORS_MB + embeddings if job.as_paper else EXTRACTOR_MB
     if job.stage == "downstream":
         need += min(CACHE_MB, 0.005 * job.pixels) + job.tested * TESTED_BYTES / 1e6
+    need += job.corpus * CORPUS_BYTES / 1e6
     if job.stage == "report":
         need += job.steps * REPORTED_MB
     return round((need + SNAKEMAKE_MB) * (1 + min(attempt, 3)) / 2)

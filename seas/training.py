@@ -80,6 +80,7 @@ def train(
     working: Path,
     label: str,
     checkpoint_every: int,
+    checkpoint_at_end: bool = False,
     tensorboard: Path | None = None,
     record_every: int = 10,
 ) -> pd.DataFrame:
@@ -112,7 +113,8 @@ def train(
             if writer:
                 for name, value in means.items():
                     writer.add_scalar(name, value, end)
-        if end % checkpoint_every == 0 and end < updates:
+        due = end % checkpoint_every == 0 if end < updates else checkpoint_at_end
+        if due:
             _save_checkpoint(checkpoint, state, end, records, since)
     MEASURED.update(updates=updates - first, update_seconds=time.monotonic() - started)
     if writer:

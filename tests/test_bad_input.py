@@ -380,7 +380,7 @@ class TestWeights:
         ("file", "content", "pattern"),
         [
             ("unet/diffusion_pytorch_model.safetensors", b"damaged", r"spoilt cannot be loaded"),
-            ("unet/diffusion_pytorch_model.safetensors", None, r"spoilt', which lacks unet/diffusion"),
+            ("unet/diffusion_pytorch_model.safetensors", None, r"spoilt' lacks unet/diffusion"),
             ("prompts.json", b"{", r"prompts\.json is missing or damaged"),
             ("encoded_images.safetensors", b"", r"encoded_images\.safetensors cannot be read"),
             ("manifest.json", b"{", r"manifest\.json is damaged"),

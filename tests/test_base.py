@@ -271,7 +271,7 @@ class TestStableDiffusion:
         index = json.loads((tmp_path / "base/model_index.json").read_text())
         index[part] = "Other" if part == "_class_name" else ["diffusers", "Other"]
         (tmp_path / "base/model_index.json").write_text(json.dumps(index))
-        with pytest.raises(InputError, match=f"model_index.json gives Other as {part}; SeaS needs {CLASSES[part]}"):
+        with pytest.raises(InputError, match=f"gives Other as {part}; SeaS needs {CLASSES[part]}"):
             check_base(tmp_path / "base")
 
     @pytest.mark.parametrize(
@@ -279,9 +279,9 @@ class TestStableDiffusion:
         [
             (
                 '{"_class_name": "EulerDiscreteScheduler"}',
-                "whose scheduler is a EulerDiscreteScheduler; SeaS needs one of DDIM",
+                "is a EulerDiscreteScheduler; SeaS needs one of DDIM",
             ),
-            ("{", "whose scheduler/scheduler_config.json is damaged"),
+            ("{", "the scheduler/scheduler_config.json of the pipeline .* is damaged"),
         ],
     )
     def test_a_scheduler_of_other_noise_is_refused(self, tiny_base, tmp_path, text, message):
@@ -347,6 +347,38 @@ class TestLinearCode:
         assert float(losses["loss"].detach()) == pytest.approx(float(total.detach()), rel=1e-5)
 
 
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("changes", "sentence"),
+        [
+            (
+                {"unet_channels": (16, 24, 16, 16)},
+                r"unet_channels is \(16, 24, 16, 16\): each must be a multiple of 16",
+            ),
+            (
+                {"vae_channels": (24, 32, 24)},
+                r"the first, 3 or more, makes 3 groups, and each must be a multiple of that",
+            ),
+            ({"vae_channels": (2, 8, 8)}, r"the first, 3 or more"),
+            ({"latent_channels": 8}, r"latent_channels is 8, but with vae_channels \(8, 8, 8\) 7 is the most"),
+            ({"vae_channels": (32, 64), "latent_channels": 13}, r"vae_channels \(32, 64\) 12 is the most"),
+        ],
+    )
+    def test_networks_that_cannot_be_built_are_refused_at_once(self, changes, sentence):
+        with pytest.raises(ValueError, match=sentence):
+            BaseSettings(**TINY.model_dump() | changes)
+        BaseSettings(**TINY.model_dump() | changes | {"pretrained": "given"})
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"latent_channels": 7}, {"vae_channels": (12, 16), "latent_channels": 11}, {"vae_channels": (3, 8, 8)}],
+    )
+    def test_the_most_that_they_allow_can_be_built(self, tmp_path, changes):
+        few = {"vae_updates": 1, "unet_updates": 1}
+        train_base(BaseSettings(**TINY.model_dump() | few | changes), CPU, output=tmp_path / "base")
+        assert (tmp_path / "base/model_index.json").exists()
+
+
 class TestTraining:
     def test_the_rate_rises_and_falls(self):
         rates = [rate(step, 100) for step in range(100)]
@@ -354,7 +386,7 @@ class TestTraining:
         assert rates[5] == pytest.approx(1.0) and rates[-1] < 0.03 and sorted(rates[5:], reverse=True) == rates[5:]
 
     @pytest.mark.parametrize("network", ["vae", "unet"])
-    def test_an_interrupted_training_ends_with_the_same_weights(self, tmp_path, monkeypatch, network):
+    def test_an_interrupted_training_ends_with_the_same_weights(self, tmp_path, monkeypatch, capsys, network):
         train_base(TINY, CPU, output=tmp_path / "whole")
         original, calls = base_train._set_rate, []
 
@@ -369,7 +401,16 @@ class TestTraining:
             with pytest.raises(KeyboardInterrupt):
                 train_base(TINY, CPU, output=tmp_path / "resumed")
         assert not (tmp_path / "resumed").exists()
+        capsys.readouterr()
         train_base(TINY, CPU, output=tmp_path / "resumed")
+        continued = {
+            "vae": f"VAE: continues at update 10 of {TINY.vae_updates}",
+            "unet": "U-Net: continues at update 10",
+        }
+        text = capsys.readouterr().out
+        assert continued[network] in text
+        finished = f"VAE: continues at update {TINY.vae_updates} of {TINY.vae_updates}"
+        assert (finished in text) == (network == "unet"), "a finished VAE is not trained again"
         manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("whole", "resumed")]
         assert manifests[0] == manifests[1]
 

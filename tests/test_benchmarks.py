@@ -68,7 +68,12 @@ def test_validation_never_touches_shots_their_groups_or_test_images():
         ],
         columns=["image", "type", "role"],
     )
+    split = split.assign(product="washer")
     validation = runpy.run_path(str(REPOSITORY / "benchmarks/validate_arms.py"))["validation_split"]
+    with pytest.raises(SystemExit, match="of washer the split leaves no good image to validate on"):
+        validation(split[split.image != "alone.png"], {})
+    with pytest.raises(SystemExit, match="no abnormal image"):
+        validation(split[~split.image.isin(["twin.png", "other.png", "like_a_normal.png", "like_a_reserve.png"])], {})
     found = validation(
         split,
         {
@@ -101,14 +106,16 @@ def test_an_arm_takes_each_type_from_the_stage_that_it_is_told(tmp_path):
         pairs_of(tmp_path / "tree", "fray", tmp_path / "arm/fray")
 
 
-def finished_arm(results, run, trained_on, image_auroc, product_values=()):
-    """The scores and the split of a finished arm: two types, of one and two shots."""
+def finished_arm(results, run, trained_on, image_auroc, product_values=(), updates=500):
+    """The scores, the split and the manifest of a finished arm: two types, of one and two shots."""
     folder = results / run / "downstream/bisenet_v2" / trained_on / "all"
     levels = [("image", "auroc"), ("image", "ap"), ("pixel", "ap"), ("pixel", "iou"), ("pixel", "iou_oracle")]
     scores = [("", *level, image_auroc - number) for number, level in enumerate(levels)]
     scores += [("tile", *levels[0], value) for value in product_values]
     folder.mkdir(parents=True)
     write_table(pd.DataFrame(scores, columns=["product", "level", "metric", "value"]), folder / "scores.parquet")
+    obeyed = {"data": {"shots": 1}, "downstream": {"updates": updates, "trained_on": trained_on}}
+    (folder / "manifest.json").write_text(json.dumps({"settings": obeyed}))
     split = pd.DataFrame(
         [("tile", "rust", "shot"), ("tile", "dent", "shot"), ("tile", "dent", "shot"), ("tile", "dent", "test")],
         columns=["product", "type", "role"],
@@ -144,6 +151,16 @@ def test_points_of_the_curve_accumulate_and_are_replaced(tmp_path):
     assert read_image(tmp_path / "plot.png").std() > 5
 
 
+def test_arms_of_other_settings_are_no_points_of_one_curve(tmp_path):
+    finished_arm(tmp_path, "tiles/shots_1/seed0", "real", 60)
+    finished_arm(tmp_path, "tiles/shots_1/seed0", "generated", 70)
+    measured = runpy.run_path(str(REPOSITORY / "benchmarks/shots.py"))["measured"]
+    assert len(measured(tmp_path, "tiles", ["shots_1"])) == 2
+    finished_arm(tmp_path, "tiles/seas/seed0", "generated", 70, updates=1000)
+    with pytest.raises(SystemExit, match=r"seas/seed0/.*/generated/all were trained with different settings"):
+        measured(tmp_path, "tiles", ["shots_1", "seas"])
+
+
 def test_a_vae_that_changes_nothing_keeps_all(monkeypatch, tiny_base, miniature, capsys):
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
     base_vae = importlib.import_module("base_vae")
@@ -156,6 +173,10 @@ def test_a_vae_that_changes_nothing_keeps_all(monkeypatch, tiny_base, miniature,
     monkeypatch.setattr(sys, "argv", ["base_vae.py", *arguments])
     base_vae.main()
     assert re.search(r"VAE +washer +\d+\.\d+ +\d+\.\d+", capsys.readouterr().out)
+    monkeypatch.setattr(base_vae, "FAINTEST", 1e9)
+    base_vae.main()
+    rows = re.findall(r"(?:washer)? +\w+ +0 +(\d+)(?: +NaN){4}", capsys.readouterr().out)
+    assert sum(map(int, rows)) == sum(name != "good" for name in types), "defects that are all too faint are still counted"
 
 
 def test_a_sample_is_a_function_of_its_caption_and_number(monkeypatch, tiny_base):

@@ -1,5 +1,6 @@
 """What a job asks for, by value: against the demo's measured peaks, and at the size of Stable Diffusion."""
 
+import json
 import struct
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.numpy import save_file
 
 from seas.base.pretrained import parameters
-from seas.config import Settings
+from seas.config import Settings, read_yaml
 from seas.errors import InputError
 from seas.metrics.diversity import BLOCK_BYTES
 from seas.resources import EMBEDDINGS_MB, GOAL, GUESS, MEASURED, REFERENCES, Work, memory_mb, minutes, rate, work
@@ -49,6 +50,13 @@ def of_demo(stage):
 def test_a_job_gets_what_it_was_measured_to_need_and_not_twice_that(stage, peak):
     beside = 600  # Snakemake's own processes
     assert peak < memory_mb(of_demo(stage)) - beside < 1.7 * peak
+
+
+def test_a_base_gets_what_the_shipped_one_was_measured_to_need():
+    recipe = read_yaml(Path(__file__).parent.parent / "config/base.yaml")["base"]
+    job = work("base", Settings(base=recipe), types=0, parameters=11_500_000)
+    run = json.loads((Path(__file__).parent.parent / "seas/base/small/run.json").read_text())
+    assert run["peak_memory_mib"] < memory_mb(job._replace(device="cpu")) - 600 < 1.3 * run["peak_memory_mib"]
 
 
 @pytest.mark.parametrize(("stage", "seconds"), [("generator", 98), ("rmp", 53), ("generation", 49), ("downstream", 32)])

@@ -12,14 +12,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from seas.base.pretrained import check_base
-from seas.base.settings import BaseSettings
+from seas.base.settings import UNET_GROUPS, BaseSettings
 from seas.errors import InputError
 
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
-CHANNELS_OF_A_GROUP = 8
 HEADS = 4
 NETWORKS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 
@@ -48,7 +47,7 @@ def build_base(settings: BaseSettings, words: Sequence[str]) -> StableDiffusionP
         block_out_channels=settings.vae_channels,
         layers_per_block=1,
         latent_channels=settings.latent_channels,
-        norm_num_groups=max(1, settings.vae_channels[0] // CHANNELS_OF_A_GROUP),
+        norm_num_groups=settings.vae_groups,
         sample_size=settings.image_size,
         mid_block_add_attention=False,
     )
@@ -62,7 +61,7 @@ def build_base(settings: BaseSettings, words: Sequence[str]) -> StableDiffusionP
         layers_per_block=1,
         cross_attention_dim=settings.text_width,
         attention_head_dim=HEADS,
-        norm_num_groups=16,
+        norm_num_groups=UNET_GROUPS,
     )
     scheduler = DDIMScheduler(
         beta_start=0.00085,

@@ -11,11 +11,8 @@ from safetensors import SafetensorError, safe_open
 from seas.errors import InputError
 from seas.weights import STABLE_DIFFUSION
 
-PARTS = {
-    "unet": ("diffusion_pytorch_model",),
-    "vae": ("diffusion_pytorch_model",),
-    "text_encoder": ("model", "pytorch_model"),
-}
+PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+"""The weights' file of each part, without its ending; large ones come in pieces."""
 CONFIGS = (
     "model_index.json",
     "unet/config.json",
@@ -64,7 +61,7 @@ def find_base(pretrained: str) -> Path:
 def check_base(folder: Path) -> None:
     """Look at the names in a pipeline's folder, and at the classes that it names, without loading it.
 
-    Raises InputError that names the first missing file or wrong class, or the folder, and where it was set.
+    Raises InputError that names the folder, and the first missing file or wrong class in it.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -75,37 +72,36 @@ def check_base(folder: Path) -> None:
         )
     for config in CONFIGS:
         if not (folder / config).is_file():
-            raise InputError(f"base.pretrained is '{folder}', which lacks {config}")
+            raise InputError(f"the pipeline '{folder}' lacks {config}")
     for file in WORDS:
         if not (folder / file).is_file() and not (folder / "tokenizer/tokenizer.json").is_file():
-            raise InputError(f"base.pretrained is '{folder}', which lacks {file}")
-    for part, stems in PARTS.items():
+            raise InputError(f"the pipeline '{folder}' lacks {file}")
+    for part, stem in PARTS.items():
         names = sorted(path.name for path in (folder / part).iterdir())
-        read = rf"({'|'.join(stems)})(-\d+-of-\d+)?\.safetensors"
+        read = rf"{stem}(-\d+-of-\d+)?\.safetensors"
         if not any(re.fullmatch(read, name) for name in names):
             others = [name for name in names if name.endswith((".safetensors", ".bin"))]
             raise InputError(
-                f"base.pretrained is '{folder}', which lacks {part}/{stems[0]}.safetensors"
+                f"the pipeline '{folder}' lacks {part}/{stem}.safetensors"
                 + (f"; {others[0]} is not read in its place" if others else "")
             )
     try:
         index = json.loads((folder / "model_index.json").read_text())
         named = {part: index[part] if part == "_class_name" else index[part][1] for part in CLASSES}
     except (ValueError, LookupError, TypeError):
-        raise InputError(f"base.pretrained is '{folder}', whose model_index.json is damaged") from None
+        raise InputError(f"the model_index.json of the pipeline '{folder}' is damaged") from None
     for part, wanted in CLASSES.items():
         if named[part] != wanted:
             raise InputError(
-                f"base.pretrained is '{folder}', whose model_index.json gives {named[part]} as {part}; "
-                f"SeaS needs {wanted}"
+                f"the model_index.json of the pipeline '{folder}' gives {named[part]} as {part}; SeaS needs {wanted}"
             )
     try:
         scheduler = json.loads((folder / "scheduler/scheduler_config.json").read_text())["_class_name"]
     except (ValueError, LookupError, TypeError):
-        raise InputError(f"base.pretrained is '{folder}', whose scheduler/scheduler_config.json is damaged") from None
+        raise InputError(f"the scheduler/scheduler_config.json of the pipeline '{folder}' is damaged") from None
     if scheduler not in SCHEDULERS:
         raise InputError(
-            f"base.pretrained is '{folder}', whose scheduler is a {scheduler}; SeaS needs one of {', '.join(SCHEDULERS)}"
+            f"the scheduler of the pipeline '{folder}' is a {scheduler}; SeaS needs one of {', '.join(SCHEDULERS)}"
         )
 
 

@@ -7,6 +7,9 @@ from pydantic import model_validator
 from seas.settings import StationSettings, setting
 
 STAGE_VERSION = 2
+CHANNELS_OF_A_VAE_GROUP = 8
+"""Of the VAE's first level; the deeper levels have as many groups as that one."""
+UNET_GROUPS = 16
 PAPER_BASE = "sd_v1_4"
 """The name of Stable Diffusion v1-4: a base that bears it must have its number of parameters."""
 
@@ -39,11 +42,9 @@ class BaseSettings(StationSettings):
     text_layers: int = setting(2, "layers of the text encoder", source="ours", ge=1)
     text_length: int = setting(32, "tokens of a prompt", source="ours", ge=8)
     prediction_type: Literal["epsilon", "v_prediction"] = setting(
-        "v_prediction",
-        "what a trained U-Net predicts (epsilon is worse than nothing at high noise when training is short)",
-        source="ours",
+        "v_prediction", "what a trained U-Net predicts", source="ours"
     )
-    corpus_images: int = setting(2048, "procedural pictures to train on", unit="images", source="ours", ge=8)
+    corpus_images: int = setting(2048, "pictures of the corpus to train on", unit="images", source="ours", ge=8)
     vae_updates: int = setting(350, "updates of the VAE", source="ours", ge=1)
     vae_batch_size: int = setting(8, "pictures of a VAE batch", unit="images", source="ours", ge=1)
     vae_learning_rate: float = setting(
@@ -65,5 +66,29 @@ class BaseSettings(StationSettings):
         if self.pretrained is None and self.image_size % deepest:
             raise ValueError(
                 f"image_size is {self.image_size}; VAE and U-Net divide it by {deepest} in all; give a multiple of {deepest}"
+            )
+        return self
+
+    @property
+    def vae_groups(self) -> int:
+        """Groups of channels that the VAE normalises."""
+        return max(1, self.vae_channels[0] // CHANNELS_OF_A_VAE_GROUP)
+
+    @model_validator(mode="after")
+    def _channels_fit_the_networks(self) -> "BaseSettings":
+        if self.pretrained is not None:
+            return self
+        if any(channels < 1 or channels % UNET_GROUPS for channels in self.unet_channels):
+            raise ValueError(f"unet_channels is {self.unet_channels}: each must be a multiple of {UNET_GROUPS}")
+        if self.vae_channels[0] < 3 or any(channels % self.vae_groups for channels in self.vae_channels):
+            raise ValueError(
+                f"vae_channels is {self.vae_channels}: the first, 3 or more, makes {self.vae_groups} groups, and each must be a "
+                "multiple of that"
+            )
+        most = min(3 * 4 ** (len(self.vae_channels) - 1), min(self.vae_channels[-2:]) - 1)
+        if self.latent_channels > most:
+            raise ValueError(
+                f"latent_channels is {self.latent_channels}, but with vae_channels {self.vae_channels} {most} is the most: the "
+                "VAE starts as a linear code of its patches, and one channel of each of its last two levels stays constant"
             )
         return self

@@ -1,4 +1,4 @@
-"""Pre-training of the small base on the procedural corpus: first the VAE, then U-Net and text encoder on its latents."""
+"""Pre-training of the small base on the corpus: first the VAE, then U-Net and text encoder on its latents."""
 
 import math
 from pathlib import Path
@@ -40,6 +40,7 @@ def train_base(
     pipeline.to(device)
     vae_table = _train_vae(pipeline, images, settings, compute, working / "vae", tensorboard)
     latents = _encoded(pipeline, images, settings)
+    del images
     unet_table = _train_unet(pipeline, latents, captions, settings, compute, working / "unet", tensorboard)
     with writing_folder(output, provenance) as folder:
         pipeline.to(torch.float16).save_pretrained(folder)
@@ -99,6 +100,7 @@ def _train_vae(
         working=working,
         label=f"base {settings.name}: VAE",
         checkpoint_every=settings.checkpoint_every,
+        checkpoint_at_end=True,  # the U-Net's training, which follows, may be interrupted, too
         tensorboard=tensorboard and tensorboard / "vae",
     )
     narrow_posterior(vae)
