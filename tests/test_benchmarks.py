@@ -176,7 +176,9 @@ def test_a_vae_that_changes_nothing_keeps_all(monkeypatch, tiny_base, miniature,
     monkeypatch.setattr(base_vae, "FAINTEST", 1e9)
     base_vae.main()
     rows = re.findall(r"(?:washer)? +\w+ +0 +(\d+)(?: +NaN){4}", capsys.readouterr().out)
-    assert sum(map(int, rows)) == sum(name != "good" for name in types), "defects that are all too faint are still counted"
+    assert sum(map(int, rows)) == sum(name != "good" for name in types), (
+        "defects that are all too faint are still counted"
+    )
 
 
 def test_a_sample_is_a_function_of_its_caption_and_number(monkeypatch, tiny_base):
