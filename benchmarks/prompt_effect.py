@@ -31,7 +31,7 @@ SHOTS = 16
 def prompt_effect(
     generator: Path, shots: pd.DataFrame, root: Path, data, level: int, timestep: int
 ) -> dict[str, float]:
-    """The numbers of one type, whose shots are given, and of the pipeline that learned it."""
+    """The numbers of one type: ``shots`` are its own, ``generator`` is the pipeline that learned it."""
     pipeline, prompts = load_pipeline(generator), Prompts.load(generator)
     name = shots.type.iloc[0]
     fitted = [load_fitted(root, row, data.image_size, data.fit) for row in shots.itertuples()]
