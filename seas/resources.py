@@ -34,7 +34,7 @@ LOADED = 5
 """Bytes a U-Net parameter of a pipeline that is only used: weights in fp32, with text encoder and VAE a quarter more."""
 ACTIVATIONS_KB_A_PIXEL = {
     # On the CPU, for each pixel that is held: what the measured peak has above libraries and weights.
-    "base": 27,  # 4685 MiB at 24 latents of 64 px, less the corpus
+    "base": 4,  # 3331 MiB at 128 latents of 64 px, less the corpus
     "generator": 4,  # 1311 MiB at 4 images of 64 px
     "rmp": 18,  # 1356 MiB at 4 images of 64 px
     "generation": 9,  # 1359 MiB at 8 images of 64 px
@@ -54,8 +54,8 @@ CACHE_MB = 2048
 """Most that downstream keeps of the photographs that it trains on."""
 TESTED_BYTES = 100
 """A pixel of a product's test photographs, which downstream scores at once: measured 100 for 120 of 256 px."""
-CORPUS_BYTES = 6
-"""A pixel of the corpus of a base: its bytes, held twice while they are put together; its latents take less."""
+CORPUS_BYTES = 7
+"""A pixel of the corpus of a base: 3 as a picture, and up to 4 while its latents are put together."""
 REPORTED_MB = 50
 """A product of a run in the report, whose page holds 1 MB of pictures of each: a guess."""
 

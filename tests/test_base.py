@@ -100,6 +100,13 @@ class TestCorpus:
         assert not np.array_equal(first, corpus_image(0, 6, 32)[0])
         assert set(caption.split()) <= set(vocabulary())
 
+    def test_processes_draw_what_one_would(self):
+        settings = TINY.model_copy(update={"corpus_images": 70})
+        images, captions = base_train._corpus(settings, 2)
+        expected = [corpus_image(settings.seed, index, settings.image_size) for index in range(70)]
+        assert np.array_equal(images, [image for image, _ in expected])
+        assert captions == [caption for _, caption in expected]
+
     def test_captions_name_objects_and_defects_by_both_words(self):
         captions = [corpus_image(0, index, 16)[1] for index in range(200)]
         for word in ("object", "defect", "scratch", "ring", "photo"):
@@ -421,7 +428,7 @@ class TestTraining:
         )
         with safe_open(tmp_path / "base/unet/diffusion_pytorch_model.safetensors", "pt") as weights:
             assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"F16"}  # noqa: SIM118
-        assert pipeline.scheduler.config.prediction_type == "v_prediction"
+        assert pipeline.scheduler.config.prediction_type == "epsilon"
         images = to_tensor(np.stack([corpus_image(0, index, 32)[0] for index in range(8)]))
         with torch.no_grad():
             latents = pipeline.vae.encode(images).latent_dist.mean * pipeline.vae.config.scaling_factor
@@ -468,8 +475,8 @@ class TestShipped:
             noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
             noisy = scheduler.add_noise(latents, noise, timesteps)
             ids = pipeline.tokenizer(captions, padding="max_length", max_length=32, return_tensors="pt").input_ids
-            velocity = pipeline.unet(noisy, timesteps, pipeline.text_encoder(ids)[0]).sample
+            predicted = pipeline.unet(noisy, timesteps, pipeline.text_encoder(ids)[0]).sample
         signal = scheduler.alphas_cumprod[300]
-        clean = signal.sqrt() * noisy - (1 - signal).sqrt() * velocity
+        clean = (noisy - (1 - signal).sqrt() * predicted) / signal.sqrt()
         assert 10 * math.log10(4 / float(((decoded - images) ** 2).mean())) > 32
         assert float(((clean - latents) ** 2).mean()) < 0.2 * float((latents**2).mean())

@@ -42,7 +42,7 @@ class BaseSettings(StationSettings):
     text_layers: int = setting(2, "layers of the text encoder", source="ours", ge=1)
     text_length: int = setting(32, "tokens of a prompt", source="ours", ge=8)
     prediction_type: Literal["epsilon", "v_prediction"] = setting(
-        "v_prediction", "what a trained U-Net predicts", source="ours"
+        "epsilon", "what a trained U-Net predicts", source="SD v1-4"
     )
     corpus_images: int = setting(2048, "pictures of the corpus to train on", unit="images", source="ours", ge=8)
     vae_updates: int = setting(350, "updates of the VAE", source="ours", ge=1)

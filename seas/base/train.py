@@ -1,6 +1,8 @@
 """Pre-training of the small base on the corpus: first the VAE, then U-Net and text encoder on its latents."""
 
 import math
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from seas.training import autocast, prepare_device, progress, train
 
 WARM_UP = 0.05
 """Share of the updates in which the rate rises."""
+DRAWN_AT_ONCE = 64
 ENCODED_AT_ONCE = 64
 FITTED_TO = 256
 """Pictures that the linear code is fitted to."""
@@ -34,7 +37,7 @@ def train_base(
     provenance = Provenance.of("base", STAGE_VERSION, obeyed, settings.seed, {})
     working = working_folder(output, provenance)
 
-    images, captions = _corpus(settings)
+    images, captions = _corpus(settings, compute.threads)
     torch.manual_seed(seed_of(settings.seed, "base weights"))
     pipeline = build_base(settings, vocabulary())
     pipeline.to(device)
@@ -48,12 +51,16 @@ def train_base(
         write_table(unet_table, folder / "unet_losses.parquet")
 
 
-def _corpus(settings: BaseSettings) -> tuple[np.ndarray, list[str]]:
-    pictures = [
-        corpus_image(settings.seed, index, settings.image_size)
-        for index in progress(range(settings.corpus_images), f"base {settings.name}: corpus")
-    ]
-    return np.stack([image for image, _ in pictures]), [caption for _, caption in pictures]
+def _corpus(settings: BaseSettings, processes: int) -> tuple[np.ndarray, list[str]]:
+    images = np.empty((settings.corpus_images, settings.image_size, settings.image_size, 3), np.uint8)
+    captions = []
+    draw = partial(corpus_image, settings.seed, size=settings.image_size)
+    indices = progress(range(settings.corpus_images), f"base {settings.name}: corpus")
+    with get_context("fork").Pool(processes) as pool:  # others would run the workflow's script again
+        for index, (image, caption) in zip(indices, pool.imap(draw, range(len(images)), DRAWN_AT_ONCE), strict=True):
+            images[index] = image
+            captions.append(caption)
+    return images, captions
 
 
 def rate(step: int, updates: int) -> float:

@@ -15,6 +15,8 @@ LATENT_NOISE = 0.02
 STEADY = 6.0
 """Value of the channel that keeps a group norm from dividing a picture's brightness away, in deviations of the code."""
 RIDGE = 1e-6
+FITTED_AT_ONCE = 16
+"""Pictures whose patches are held at once, in double precision, for a fit."""
 
 
 class LinearCode:
@@ -118,13 +120,16 @@ def _fit(convolution: nn.Conv2d, run, target: Tensor) -> None:
     hook = convolution.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
     run()
     hook.remove()
-    patches = unfold(seen[0], convolution.kernel_size, padding=convolution.padding, stride=convolution.stride)
-    columns = patches.movedim(1, -1).flatten(0, -2).double()
-    columns = torch.cat([columns, torch.ones_like(columns[:, :1])], dim=1)
-    wanted = target.movedim(1, -1).flatten(0, -2).double()
-    square = columns.T @ columns / len(columns)
-    square += RIDGE * torch.eye(len(square), dtype=square.dtype, device=square.device)
-    solution = torch.linalg.solve(square, columns.T @ wanted / len(columns)).T.float()
+    square, product, cells = 0, 0, 0
+    for inputs, wanted in zip(seen[0].split(FITTED_AT_ONCE), target.split(FITTED_AT_ONCE), strict=True):
+        patches = unfold(inputs, convolution.kernel_size, padding=convolution.padding, stride=convolution.stride)
+        columns = patches.movedim(1, -1).flatten(0, -2).double()
+        columns = torch.cat([columns, torch.ones_like(columns[:, :1])], dim=1)
+        square = square + columns.T @ columns
+        product = product + columns.T @ wanted.movedim(1, -1).flatten(0, -2).double()
+        cells = cells + len(columns)
+    square = square / cells + RIDGE * torch.eye(len(square), dtype=square.dtype, device=square.device)
+    solution = torch.linalg.solve(square, product / cells).T.float()
     outputs = len(solution)
     convolution.weight[:outputs] = solution[:, :-1].unflatten(1, convolution.weight.shape[1:])
     convolution.bias[:outputs] = solution[:, -1]
