@@ -1,14 +1,13 @@
 """Pre-training of the small base on the corpus: first the VAE, then U-Net and text encoder on its latents."""
 
 import math
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
 
 from seas.artifacts import Provenance, working_folder, write_table, writing_folder
 from seas.base.corpus import corpus_image, vocabulary
@@ -23,6 +22,7 @@ from seas.training import autocast, prepare_device, progress, train
 WARM_UP = 0.05
 """Share of the updates in which the rate rises."""
 DRAWN_AT_ONCE = 64
+"""Pictures that a process draws before it hands them over."""
 ENCODED_AT_ONCE = 64
 FITTED_TO = 256
 """Pictures that the linear code is fitted to."""
@@ -51,15 +51,38 @@ def train_base(
         write_table(unet_table, folder / "unet_losses.parquet")
 
 
+class _Drawings(Dataset):
+    """The corpus's pictures, uint8 (S, S, 3), and their captions, each drawn when it is asked for."""
+
+    def __init__(self, settings: BaseSettings) -> None:
+        self.settings = settings
+
+    def __len__(self) -> int:
+        return self.settings.corpus_images
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, str]:
+        return corpus_image(self.settings.seed, index, self.settings.image_size)
+
+
+def _put_together(pictures: list[tuple[np.ndarray, str]]) -> tuple[Tensor, list[str]]:
+    """As a tensor, which goes through shared memory: an array would fill the pipe, and a process whose parent is killed wait for ever."""
+    images, captions = zip(*pictures, strict=True)
+    return torch.from_numpy(np.stack(images)), list(captions)
+
+
 def _corpus(settings: BaseSettings, processes: int) -> tuple[np.ndarray, list[str]]:
+    drawn = DataLoader(
+        _Drawings(settings),
+        batch_size=DRAWN_AT_ONCE,
+        num_workers=processes if processes > 1 else 0,
+        collate_fn=_put_together,
+    )
     images = np.empty((settings.corpus_images, settings.image_size, settings.image_size, 3), np.uint8)
     captions = []
-    draw = partial(corpus_image, settings.seed, size=settings.image_size)
-    indices = progress(range(settings.corpus_images), f"base {settings.name}: corpus")
-    with get_context("fork").Pool(processes) as pool:  # others would run the workflow's script again
-        for index, (image, caption) in zip(indices, pool.imap(draw, range(len(images)), DRAWN_AT_ONCE), strict=True):
-            images[index] = image
-            captions.append(caption)
+    starts = progress(range(0, len(images), DRAWN_AT_ONCE), f"base {settings.name}: corpus")
+    for start, (some, words) in zip(starts, drawn, strict=True):
+        images[start : start + len(some)] = some
+        captions += words
     return images, captions
 
 

@@ -120,14 +120,14 @@ def _fit(convolution: nn.Conv2d, run, target: Tensor) -> None:
     hook = convolution.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
     run()
     hook.remove()
-    square, product, cells = 0, 0, 0
+    square = product = cells = 0
     for inputs, wanted in zip(seen[0].split(FITTED_AT_ONCE), target.split(FITTED_AT_ONCE), strict=True):
         patches = unfold(inputs, convolution.kernel_size, padding=convolution.padding, stride=convolution.stride)
         columns = patches.movedim(1, -1).flatten(0, -2).double()
         columns = torch.cat([columns, torch.ones_like(columns[:, :1])], dim=1)
-        square = square + columns.T @ columns
-        product = product + columns.T @ wanted.movedim(1, -1).flatten(0, -2).double()
-        cells = cells + len(columns)
+        square += columns.T @ columns
+        product += columns.T @ wanted.movedim(1, -1).flatten(0, -2).double()
+        cells += len(columns)
     square = square / cells + RIDGE * torch.eye(len(square), dtype=square.dtype, device=square.device)
     solution = torch.linalg.solve(square, product / cells).T.float()
     outputs = len(solution)
