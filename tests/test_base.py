@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from seas.base import corpus
 from seas.base import train as base_train
+from seas.base import vae as base_vae
 from seas.base.corpus import OUTLINE_SHARES, OUTLINES, corpus_image, vocabulary
 from seas.base.model import build_base, build_tokenizer, load_base
 from seas.base.pretrained import CLASSES, check_base, check_stable_diffusion, find_base, parameters
@@ -328,6 +329,16 @@ class TestLinearCode:
         assert float(((picture - unseen) ** 2).mean()) < 0.6 * float(
             ((unseen.mean((2, 3), keepdim=True) - unseen) ** 2).mean()
         )
+
+    def test_the_fit_by_parts_is_the_fit_to_all(self, monkeypatch):
+        images, fitted = self.pictures(8), []
+        for at_once in (3, 8):
+            monkeypatch.setattr(base_vae, "FITTED_AT_ONCE", at_once)
+            torch.manual_seed(0)
+            vae = build_base(TINY, vocabulary()).vae
+            start_at_code(vae, LinearCode(images, 4, 4), images)
+            fitted.append(vae.decoder.conv_out.weight.detach())
+        assert torch.allclose(*fitted, rtol=1e-3, atol=1e-4)
 
     def test_nothing_is_left_on_the_cpu_when_the_vae_is_elsewhere(self):
         vae = build_base(TINY, vocabulary()).vae.to("meta")
