@@ -554,6 +554,19 @@ class TestRedraws:
         )
         assert table.draws.tolist() == [1, 1, 1]
 
+    @pytest.mark.parametrize(("rows", "again"), [(1, False), (4, False), (5, True), (8, True)])
+    def test_a_mask_that_covers_more_than_the_limit_is_drawn_again(self, rows, again):
+        mask = np.arange(8)[:, None] < np.full(8, rows)
+        for empty_mask in ("redraw", "keep"):
+            assert FEW.model_copy(update={"largest_mask": 0.5, "empty_mask": empty_mask}).draws_again(mask) == again
+            assert not FEW.model_copy(update={"empty_mask": empty_mask}).draws_again(mask)
+
+    def test_after_the_last_try_a_large_mask_is_kept(self, monkeypatch, generator, rmp, tmp_path):
+        settings = FEW.model_copy(update={"largest_mask": 0.5, "redraws": 2})
+        table = self.made(monkeypatch, generator, rmp, tmp_path, settings, full_at=0)
+        assert table.draws.tolist() == [3, 3, 3]
+        assert (table.anomaly_pixels == 64).all()
+
 
 class TestByHand:
     def test_the_seed_is_the_generators_unless_given(self, generator, rmp, tmp_path, monkeypatch):

@@ -162,8 +162,8 @@ def _make(sampler: PairSampler, anomaly_type: str, indices: Sequence[int], piece
             _record(written, records)
             written = []
             for (index, attempt), made in zip(batch, made_now, strict=True):
-                empty = anomaly_type != "good" and not made.mask.any()
-                if empty and settings.empty_mask == "redraw" and attempt < settings.redraws:
+                again = anomaly_type != "good" and settings.draws_again(made.mask)
+                if again and attempt < settings.redraws:
                     waiting.append((index, attempt + 1))
                     continue
                 facts = {"source_normal": made.source_normal, "draws": attempt + 1}

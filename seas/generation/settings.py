@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from seas.settings import StationSettings, setting
@@ -60,7 +61,16 @@ class GenerationSettings(StationSettings):
     empty_mask: Literal["redraw", "keep"] = setting(
         "redraw", "what is done with a pair whose mask is empty", source="ours"
     )
-    redraws: int = setting(4, "further tries for a pair whose mask is empty, before it is kept", source="ours", ge=0)
+    largest_mask: float | None = setting(
+        None,
+        "share of the image that a pair's mask may cover; a pair whose mask covers more is drawn again; null: it may cover all",
+        source="ours",
+        gt=0,
+        lt=1,
+    )
+    redraws: int = setting(
+        4, "further tries for a pair whose mask is empty or too large, before it is kept", source="ours", ge=0
+    )
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1, strict=True)] = setting(
         "auto",
         "images made at once; auto: 8 on the CPU, on a GPU 64 (of 512 px 16), halved until its memory holds them; of larger images fewer",
@@ -74,6 +84,12 @@ class GenerationSettings(StationSettings):
         source="ours",
         ge=1,
     )
+
+    def draws_again(self, mask: np.ndarray) -> bool:
+        """Whether a pair with this mask, bool (H, W), is worth a further try."""
+        if not mask.any():
+            return self.empty_mask == "redraw"
+        return self.largest_mask is not None and bool(mask.mean() > self.largest_mask)
 
     def images_at_once(self, device: str, side: int) -> int:
         """The most images of ``side`` pixels in a batch on a device, "cpu" or "cuda"."""
