@@ -39,16 +39,17 @@ DATASETS = Path("config/datasets")
 EXPERIMENTS = Path("config/experiments")
 
 _GENERATED = ("compute", "data", "base", "generator", "rmp", "generation")
+_PASTED = ("generation.pairs_per_type", "generation.largest_mask")
 STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "split": ("data",),
     "generator": _GENERATED[:4],
     "rmp": _GENERATED[:5],
     "generation": _GENERATED,
-    "crop_and_paste": ("data", "generation.pairs_per_type"),
+    "crop_and_paste": ("data", *_PASTED),
     "metrics": (*_GENERATED, "metrics"),
     "downstream/real": ("compute", "data", "downstream"),
-    "downstream/crop_and_paste": ("compute", "data", "generation.pairs_per_type", "downstream"),
-    "downstream/real+crop_and_paste": ("compute", "data", "generation.pairs_per_type", "downstream"),
+    "downstream/crop_and_paste": ("compute", "data", *_PASTED, "downstream"),
+    "downstream/real+crop_and_paste": ("compute", "data", *_PASTED, "downstream"),
     "downstream/generated": (*_GENERATED, "downstream"),
     "downstream/real+generated": (*_GENERATED, "downstream"),
 }

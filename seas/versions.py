@@ -120,7 +120,8 @@ def _of_product(
     yield Artifact(path("generation"), "generation", generation_settings.STAGE_VERSION, obeyed, seed, inputs)
 
     if "crop_and_paste" in trees:
-        obeyed = flow.parameters(settings, "data") | {"pairs_per_type": settings.generation.pairs_per_type}
+        pasted = settings.generation.model_dump(mode="json", include={"pairs_per_type", "largest_mask"})
+        obeyed = flow.parameters(settings, "data") | pasted
         version = generation_settings.CROP_AND_PASTE_STAGE_VERSION
         yield Artifact(path("crop_and_paste"), "crop_and_paste", version, obeyed, seed, {"split": split})
 

@@ -31,7 +31,7 @@ SMALL = DownstreamSettings(image_size=32, updates=20, batch_size=4, checkpoint_e
 @pytest.fixture(scope="module")
 def pairs(miniature, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs") / "crop_and_paste" / "washer"
-    crop_and_paste_product(miniature.split, miniature.root, 5, miniature.data, 0, output=folder)
+    crop_and_paste_product(miniature.split, miniature.root, 5, None, miniature.data, 0, output=folder)
     return folder
 
 

@@ -675,16 +675,40 @@ class TestCropAndPaste:
         split = pd.DataFrame(rows, columns=["type", "role", "image", "mask"]).assign(product="p")
         write_table(split, tmp_path / "split.parquet")
         crop_and_paste_product(
-            tmp_path / "split.parquet", tmp_path, 12, DataSettings(image_size=48), 0, output=tmp_path / "p"
+            tmp_path / "split.parquet", tmp_path, 12, None, DataSettings(image_size=48), 0, output=tmp_path / "p"
         )
         assert [read_mask(path).sum() for path in (tmp_path / "p/ground_truth/cut").iterdir()] == [mask.sum()] * 12
 
+    def test_a_shot_with_a_larger_mask_is_left_out_unless_all_have_one(self, tmp_path):
+        write_image(np.zeros((24, 48, 3), np.uint8), tmp_path / "wide.png")
+        rows = [("good", "normal", "wide.png", "")]
+        for name, columns in (("half", 24), ("more", 25), ("whole", 48)):
+            write_mask(np.broadcast_to(np.arange(48) < columns, (24, 48)), tmp_path / f"{name}.png")
+        rows += [("cut", "shot", "wide.png", f"{name}.png") for name in ("half", "more", "whole")]
+        rows += [("stain", "shot", "wide.png", f"{name}.png") for name in ("more", "whole")]
+        split = pd.DataFrame(rows, columns=["type", "role", "image", "mask"]).assign(product="p")
+        write_table(split, tmp_path / "split.parquet")
+        areas = {}
+        for limit in (None, 0.5):
+            output = tmp_path / str(limit)
+            data = DataSettings(image_size=48, augmentation="none")
+            crop_and_paste_product(tmp_path / "split.parquet", tmp_path, 12, limit, data, 0, output=output)
+            for name in ("cut", "stain"):
+                masks = (output / f"ground_truth/{name}").iterdir()
+                areas[limit, name] = {int(read_mask(path).sum()) // 24 for path in masks}
+        assert areas == {
+            (None, "cut"): {24, 25, 48},
+            (None, "stain"): {25, 48},
+            (0.5, "cut"): {24},
+            (0.5, "stain"): {25, 48},
+        }
+
     def test_a_tree_of_the_same_layout(self, miniature, tmp_path):
-        crop_and_paste_product(miniature.split, miniature.root, 4, miniature.data, 0, output=tmp_path / "washer")
+        crop_and_paste_product(miniature.split, miniature.root, 4, None, miniature.data, 0, output=tmp_path / "washer")
         table = index_samples_of_pairs(tmp_path)
         assert table.groupby("type").size().to_dict() == {"dent": 4, "rust": 4, "scratch": 4}
         again = tmp_path / "again"
-        crop_and_paste_product(miniature.split, miniature.root, 4, miniature.data, 0, output=again)
+        crop_and_paste_product(miniature.split, miniature.root, 4, None, miniature.data, 0, output=again)
         assert folder_bytes(again) == {
             name: content for name, content in folder_bytes(tmp_path / "washer").items() if "good" not in name
         }

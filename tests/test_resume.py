@@ -61,7 +61,7 @@ train_segmenter("bisenet_v2", "crop_and_paste", {"washer": split}, {"washer": [p
 @pytest.fixture(scope="module")
 def pairs(miniature, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pairs") / "crop_and_paste" / "washer"
-    crop_and_paste_product(miniature.split, miniature.root, 5, miniature.data, 0, output=folder)
+    crop_and_paste_product(miniature.split, miniature.root, 5, None, miniature.data, 0, output=folder)
     return folder
 
 

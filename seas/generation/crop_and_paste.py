@@ -19,20 +19,28 @@ SOFT_EDGE = 0.6
 
 
 def crop_and_paste_product(
-    split: Path, root: Path, pairs_per_type: int, data: DataSettings, seed: int, *, output: Path
+    split: Path,
+    root: Path,
+    pairs_per_type: int,
+    largest_mask: float | None,
+    data: DataSettings,
+    seed: int,
+    *,
+    output: Path,
 ) -> None:
     """Write ``pairs_per_type`` pairs of each type: a shot's defect, turned or mirrored, at a random place of a training normal.
 
-    The tree is that of the generation, without normals.
+    A shot whose mask covers more than the share ``largest_mask`` of its image is left out, as such a pair of the generation
+    is, unless each shot of its type does. The tree is that of the generation, without normals.
     """
-    settings = {"data": data.model_dump(mode="json"), "pairs_per_type": pairs_per_type}
+    settings = {"data": data.model_dump(mode="json"), "pairs_per_type": pairs_per_type, "largest_mask": largest_mask}
     provenance = Provenance.of("crop_and_paste", CROP_AND_PASTE_STAGE_VERSION, settings, seed, {"split": split})
     table = read_table(split)
     normals = _fitted(table[table.role == "normal"], root, data)
     rows = []
     with writing_folder(output, provenance) as folder:
         for name, shots in table[table.role == "shot"].groupby("type"):
-            defects = _fitted(shots, root, data)
+            defects = _within(largest_mask, _fitted(shots, root, data))
             for index in progress(range(pairs_per_type), f"crop and paste {table['product'].iloc[0]} {name}"):
                 random = rng(seed, "crop and paste", name, index)
                 defect, (normal, source) = (
@@ -50,6 +58,15 @@ def crop_and_paste_product(
 
 def _fitted(rows: pd.DataFrame, root: Path, data: DataSettings) -> list[tuple[Fitted, str]]:
     return [(load_fitted(root, row, data.image_size, data.fit), row.image) for row in rows.itertuples()]
+
+
+def _within(largest_mask: float | None, defects: list[tuple[Fitted, str]]) -> list[tuple[Fitted, str]]:
+    within = [
+        (defect, name)
+        for defect, name in defects
+        if largest_mask is None or defect.mask.sum() <= largest_mask * defect.valid.sum()
+    ]
+    return within or defects
 
 
 def turns_that_fit(defect: Fitted, normal: Fitted, augmentation: str) -> tuple[int, ...]:

@@ -63,7 +63,8 @@ class GenerationSettings(StationSettings):
     )
     largest_mask: float | None = setting(
         None,
-        "share of the image that a pair's mask may cover; a pair whose mask covers more is drawn again; null: it may cover all",
+        "share of the image that a pair's mask may cover: one whose mask covers more is drawn again, and crop-and-paste leaves "
+        "such shots out; null: it may cover all",
         source="ours",
         gt=0,
         lt=1,

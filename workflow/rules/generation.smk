@@ -58,6 +58,7 @@ rule crop_and_paste:
     params:
         settings=lambda wc: flow.parameters(flow.settings(wc.dataset, wc.experiment), "data"),
         pairs_per_type=lambda wc: flow.settings(wc.dataset, wc.experiment).generation.pairs_per_type,
+        largest_mask=lambda wc: flow.settings(wc.dataset, wc.experiment).generation.largest_mask,
         stage_version=generation_settings.CROP_AND_PASTE_STAGE_VERSION,
     script:
         "../scripts/crop_and_paste.py"

@@ -11,6 +11,7 @@ with job(snakemake.log[0]):
         Path(snakemake.input[0]),
         read_dataset(snakemake.wildcards.dataset).root,
         snakemake.params.pairs_per_type,
+        snakemake.params.largest_mask,
         DataSettings(**snakemake.params.settings["data"]),
         int(snakemake.wildcards.seed),
         output=Path(snakemake.output[0]),
