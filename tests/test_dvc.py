@@ -68,7 +68,7 @@ def house(tmp_path_factory, environment):
     """A clone in which the chain ran, its pairs in two shards, and was recorded; its dataset has an absolute path."""
     house = make_house(tmp_path_factory.mktemp("versions") / "house")
     tiny = yaml.safe_load((house / "tiny.yaml").read_text())
-    tiny["generation"]["shards"] = 2
+    tiny["generation"] |= {"shards": 2, "largest_mask": 0.9}
     (house / "tiny.yaml").write_text(yaml.safe_dump(tiny))
     for name in (".gitignore", ".dvcignore", "dvc.yaml"):
         shutil.copy(REPOSITORY / name, house / name)

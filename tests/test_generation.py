@@ -35,7 +35,7 @@ from seas.generation.sampler import (
     timesteps_from,
 )
 from seas.generation.settings import GenerationSettings
-from seas.generator.encoded import load_encoded
+from seas.generator.encoded import EncodedImages, load_encoded
 from seas.generator.pipeline import encode_prompts, load_pipeline
 from seas.generator.prompts import Prompts
 from seas.images import Fitted, read_image, read_mask, write_image, write_mask
@@ -558,13 +558,18 @@ class TestRedraws:
     def test_a_mask_that_covers_more_than_the_limit_is_drawn_again(self, rows, again):
         mask = np.arange(8)[:, None] < np.full(8, rows)
         for empty_mask in ("redraw", "keep"):
-            assert FEW.model_copy(update={"largest_mask": 0.5, "empty_mask": empty_mask}).draws_again(mask) == again
-            assert not FEW.model_copy(update={"empty_mask": empty_mask}).draws_again(mask)
+            settings = FEW.model_copy(update={"empty_mask": empty_mask})
+            assert settings.draws_again(mask, 0.5) == again
+            assert not settings.draws_again(mask, None)
 
-    def test_after_the_last_try_a_large_mask_is_kept(self, monkeypatch, generator, rmp, tmp_path):
+    @pytest.mark.parametrize(("share_of_a_shot", "tries"), [(0.5, 3), (0.51, 1)])
+    def test_after_the_last_try_a_large_mask_is_kept_and_at_once_where_each_shot_has_one(
+        self, monkeypatch, generator, rmp, tmp_path, share_of_a_shot, tries
+    ):
+        monkeypatch.setattr(EncodedImages, "shares", lambda self, name: [0.9, share_of_a_shot])
         settings = FEW.model_copy(update={"largest_mask": 0.5, "redraws": 2})
         table = self.made(monkeypatch, generator, rmp, tmp_path, settings, full_at=0)
-        assert table.draws.tolist() == [3, 3, 3]
+        assert table.draws.tolist() == [tries] * 3
         assert (table.anomaly_pixels == 64).all()
 
 

@@ -516,6 +516,12 @@ class TestShifts:
 
 
 class TestEncodedImages:
+    def test_the_share_that_a_shot_covers_leaves_padding_out(self):
+        mask = np.zeros((8, 8), bool)
+        mask[2:4, 1:7] = True
+        assert squares(mask).shares("hole") == [12 / 64]
+        assert squares(mask, box=(2, 0, 4, 8)).shares("hole") == [12 / 32]
+
     def encoded(self, tiny_base, miniature):
         split = pd.read_parquet(miniature.split)
         return encode_images(split, miniature.root, miniature.data, load_pipeline(tiny_base).vae)

@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 
 from seas.artifacts import Provenance, read_table, writing_folder
 from seas.data.settings import DataSettings
-from seas.generation.settings import CROP_AND_PASTE_STAGE_VERSION
+from seas.generation.settings import CROP_AND_PASTE_STAGE_VERSION, limit_of_type
 from seas.generation.tree import write_generated, write_images_table
 from seas.images import SYMMETRIES, Fitted, augment, bounding_box, bounding_slices, load_fitted
 from seas.seeding import rng
@@ -30,8 +30,8 @@ def crop_and_paste_product(
 ) -> None:
     """Write ``pairs_per_type`` pairs of each type: a shot's defect, turned or mirrored, at a random place of a training normal.
 
-    A shot whose mask covers more than the share ``largest_mask`` of its image is left out, as such a pair of the generation
-    is, unless each shot of its type does. The tree is that of the generation, without normals.
+    A shot whose mask covers more of its image than the limit of its type is left out. The tree is that of the generation,
+    without normals.
     """
     settings = {"data": data.model_dump(mode="json"), "pairs_per_type": pairs_per_type, "largest_mask": largest_mask}
     provenance = Provenance.of("crop_and_paste", CROP_AND_PASTE_STAGE_VERSION, settings, seed, {"split": split})
@@ -40,7 +40,10 @@ def crop_and_paste_product(
     rows = []
     with writing_folder(output, provenance) as folder:
         for name, shots in table[table.role == "shot"].groupby("type"):
-            defects = _within(largest_mask, _fitted(shots, root, data))
+            defects = _fitted(shots, root, data)
+            shares = [defect.mask.sum() / defect.valid.sum() for defect, _ in defects]
+            limit = limit_of_type(largest_mask, shares)
+            defects = [found for found, share in zip(defects, shares, strict=True) if limit is None or share <= limit]
             for index in progress(range(pairs_per_type), f"crop and paste {table['product'].iloc[0]} {name}"):
                 random = rng(seed, "crop and paste", name, index)
                 defect, (normal, source) = (
@@ -58,15 +61,6 @@ def crop_and_paste_product(
 
 def _fitted(rows: pd.DataFrame, root: Path, data: DataSettings) -> list[tuple[Fitted, str]]:
     return [(load_fitted(root, row, data.image_size, data.fit), row.image) for row in rows.itertuples()]
-
-
-def _within(largest_mask: float | None, defects: list[tuple[Fitted, str]]) -> list[tuple[Fitted, str]]:
-    within = [
-        (defect, name)
-        for defect, name in defects
-        if largest_mask is None or defect.mask.sum() <= largest_mask * defect.valid.sum()
-    ]
-    return within or defects
 
 
 def turns_that_fit(defect: Fitted, normal: Fitted, augmentation: str) -> tuple[int, ...]:

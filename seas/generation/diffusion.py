@@ -11,7 +11,7 @@ from pathlib import Path
 from seas.artifacts import MEASURED, Provenance, link_or_copy, read_table, working_folder, write_json, writing_folder
 from seas.errors import InputError
 from seas.generation.sampler import PairSampler
-from seas.generation.settings import STAGE_VERSION, GenerationSettings
+from seas.generation.settings import STAGE_VERSION, GenerationSettings, limit_of_type
 from seas.generation.tree import TABLE, write_generated, write_images_table
 from seas.generator.encoded import load_encoded
 from seas.generator.pipeline import load_pipeline
@@ -136,9 +136,11 @@ def generate_tree(
         pipeline = load_pipeline(model, device)
         branch = rmp if model == generator or rmp is None else rmp / model.name
         network = load_rmp(branch, pipeline, device) if branch else None
-        sampler = PairSampler(pipeline, network, prompts, load_encoded(model).start_normals(), settings, compute, seed)
+        images = load_encoded(model)
+        sampler = PairSampler(pipeline, network, prompts, images.start_normals(), settings, compute, seed)
         for name, indices in shares.items():
-            _make(sampler, name, indices, pieces, f"generation {prompts.product} {name}")
+            limit = None if name == "good" else limit_of_type(settings.largest_mask, images.shares(name))
+            _make(sampler, name, indices, limit, pieces, f"generation {prompts.product} {name}")
         del sampler, network, pipeline  # before the next one is loaded
     rows = [row for name in wanted for row in _recorded(pieces, name)]
     with writing_folder(output, provenance) as folder:
@@ -146,7 +148,14 @@ def generate_tree(
         write_images_table(rows, folder)
 
 
-def _make(sampler: PairSampler, anomaly_type: str, indices: Sequence[int], pieces: Path, label: str) -> None:
+def _make(
+    sampler: PairSampler,
+    anomaly_type: str,
+    indices: Sequence[int],
+    largest_mask: float | None,
+    pieces: Path,
+    label: str,
+) -> None:
     """Make the images that no record counts as done; threads write a batch while the next one is made."""
     records = pieces / "records" / anomaly_type
     done = {row["index"] for row in _recorded(pieces, anomaly_type)}
@@ -162,7 +171,7 @@ def _make(sampler: PairSampler, anomaly_type: str, indices: Sequence[int], piece
             _record(written, records)
             written = []
             for (index, attempt), made in zip(batch, made_now, strict=True):
-                again = anomaly_type != "good" and settings.draws_again(made.mask)
+                again = anomaly_type != "good" and settings.draws_again(made.mask, largest_mask)
                 if again and attempt < settings.redraws:
                     waiting.append((index, attempt + 1))
                     continue

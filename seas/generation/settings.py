@@ -1,5 +1,6 @@
 """Settings of the generation of image–mask pairs and normals."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -13,6 +14,11 @@ AUTOMATIC = {"cpu": 8, "cuda": 64}
 """Images made at once, at most, where batch_size is auto; on a GPU the number is halved until they fit into its memory."""
 PIXELS_AT_ONCE = 16 * 512**2
 """Most pixels of such a batch: 64 images of 512 px would give the VAE tensors of 4.3e9 elements, which not every kernel counts."""
+
+
+def limit_of_type(largest_mask: float | None, shares: Sequence[float]) -> float | None:
+    """``largest_mask`` for a type whose shots' masks cover these shares of their images; None where each covers more."""
+    return None if largest_mask is None or min(shares) > largest_mask else largest_mask
 
 
 class GenerationSettings(StationSettings):
@@ -64,7 +70,7 @@ class GenerationSettings(StationSettings):
     largest_mask: float | None = setting(
         None,
         "share of the image that a pair's mask may cover: one whose mask covers more is drawn again, and crop-and-paste leaves "
-        "such shots out; null: it may cover all",
+        "such shots out; a type of which each shot covers more has no limit, and none has with null",
         source="ours",
         gt=0,
         lt=1,
@@ -86,11 +92,11 @@ class GenerationSettings(StationSettings):
         ge=1,
     )
 
-    def draws_again(self, mask: np.ndarray) -> bool:
-        """Whether a pair with this mask, bool (H, W), is worth a further try."""
+    def draws_again(self, mask: np.ndarray, largest_mask: float | None) -> bool:
+        """Whether a pair with this mask, bool (H, W), is worth a further try, by the limit of its type."""
         if not mask.any():
             return self.empty_mask == "redraw"
-        return self.largest_mask is not None and bool(mask.mean() > self.largest_mask)
+        return largest_mask is not None and bool(mask.mean() > largest_mask)
 
     def images_at_once(self, device: str, side: int) -> int:
         """The most images of ``side`` pixels in a batch on a device, "cpu" or "cuda"."""

@@ -71,6 +71,13 @@ class EncodedImages(NamedTuple):
         valid[top : top + height, left : left + width] = True
         return valid
 
+    def shares(self, anomaly_type: str) -> list[float]:
+        """The share of its image, padding left out, that the mask of each shot of a type covers."""
+        return [
+            self.mask[shot].sum().item() / self.boxes[shot, 2:].prod().item()
+            for shot in np.flatnonzero(self.rows.type == anomaly_type)
+        ]
+
     @property
     def _cell(self) -> int:
         """Side of a latent's cell, in pixels."""
