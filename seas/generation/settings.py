@@ -70,7 +70,7 @@ class GenerationSettings(StationSettings):
     largest_mask: float | None = setting(
         None,
         "share of the image that a pair's mask may cover: one whose mask covers more is drawn again, and crop-and-paste leaves "
-        "such shots out; a type of which each shot covers more has no limit, and none has with null",
+        "such shots out; a type of which each shot covers more has no limit; null: no type has",
         source="ours",
         gt=0,
         lt=1,
