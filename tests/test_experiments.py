@@ -166,9 +166,9 @@ def apart(bench: Bench, name: str, tmp_path) -> None:
     few = GenerationSettings(pairs_per_type=1, normals=3, steps=3, batch_size=1, redraws=0)
     shares: list[tuple[list[str], str, list[int]]] = []
 
-    def noted(sampler, anomaly_type, indices, pieces, label):
+    def noted(sampler, anomaly_type, indices, *others):
         shares.append((sampler.prompts.types, anomaly_type, list(indices)))
-        make(sampler, anomaly_type, indices, pieces, label)
+        make(sampler, anomaly_type, indices, *others)
 
     make = diffusion._make
     with pytest.MonkeyPatch.context() as patch:
