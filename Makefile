@@ -29,7 +29,7 @@ data/miniature: | .venv/made
 	$(BIN)/seas miniature $@
 
 demo: .venv/made data/miniature
-	@echo "== the chain: base, split, generator, rmp, generation, metrics, downstream, report"
+	@echo "== the chain: split, generator, rmp, generation, metrics, downstream, report"
 	$(SNAKEMAKE)
 	@echo "== done; worth opening:"
 	@echo "   results/report/index.html    the whole report, one page"

@@ -3,7 +3,8 @@
 Every photograph of the given products' test folders, good ones too, is fitted to the base's side, encoded
 (posterior mean), decoded and compared over the pixels that are no padding. A defect's contrast is the difference of mean
 colour between its mask and the ring around it; what is kept of it is the projection of the decoded contrast on the true one.
-A defect keeps half of its contrast when that share is at least 0.5; defects fainter than two grey levels are left out and counted.
+A defect keeps half of its contrast when that share is at least 0.5; defects
+fainter than two grey levels, or without a ring around them in the picture, are not judged, and counted.
 Beside the VAE stand bicubic down- and upsampling and the linear code of the corpus's patches with as many latent
 channels. Run it from the repository's root::
 
@@ -91,7 +92,7 @@ def contrast(image: np.ndarray, mask: np.ndarray, valid: np.ndarray) -> np.ndarr
 
 
 def measured(run: Callable[[Tensor], Tensor], fitted: list[Fitted], types: list[str]) -> pd.DataFrame:
-    """One row a photograph: type, whole and inside (dB), kept (share of the contrast; NaN when the defect is too faint)."""
+    """One row a photograph: type, whole and inside (dB), kept (share of the contrast; NaN where it is not judged)."""
     decoded = to_uint8(run(to_tensor(np.stack([item.image for item in fitted]))))
     rows = []
     for item, found, name in zip(fitted, decoded, types, strict=True):
@@ -132,12 +133,12 @@ def main() -> None:
             for name, rows in table[table.type != "good"].groupby("type"):
                 judged = rows.kept.dropna()
                 share = 100 * float((judged >= 0.5).mean())
-                counts = {"defects": len(judged), "too faint": len(rows) - len(judged)}
+                counts = {"defects": len(judged), "not judged": len(rows) - len(judged)}
                 kept.append({"way": way, "product": product, "type": name, "keep half (%)": share, **counts})
     means = pd.DataFrame(summary)
     overall = means.groupby("way", sort=False)[["whole", "inside"]].mean().reset_index().assign(product="mean")
     print(pd.concat([means, overall]).round(2).to_string(index=False))
-    shares = pd.DataFrame(kept).set_index(["product", "type", "defects", "too faint", "way"]).unstack("way")
+    shares = pd.DataFrame(kept).set_index(["product", "type", "defects", "not judged", "way"]).unstack("way")
     print(shares["keep half (%)"][list(ways)].round(0).to_string())
 
 

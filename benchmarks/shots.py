@@ -66,6 +66,13 @@ def added(points: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([points, new]).drop_duplicates(POINT, keep="last").sort_values(POINT, ignore_index=True)
 
 
+def replaced(points: pd.DataFrame, new: pd.DataFrame) -> list[str]:
+    """The points that ``new`` gives other values, as text."""
+    both = points.merge(new, on=POINT, suffixes=("", "_new"))
+    changed = (both[COLUMNS].to_numpy() != both[[f"{column}_new" for column in COLUMNS]].to_numpy()).any(1)
+    return [", ".join(map(str, point)) for point in both.loc[changed, POINT].itertuples(index=False)]
+
+
 def means(points: pd.DataFrame) -> TextTable:
     """A row for each number of shots and arm: mean ± standard deviation over its seeds."""
     rows = []
@@ -83,8 +90,8 @@ def differences(points: pd.DataFrame) -> TextTable:
         of_arm = {arm: rows.set_index("seed")[COLUMNS] for arm, rows in of_number.groupby("trained_on")}
         for arm, other in COMPARED[::-1]:
             if arm in of_arm and other in of_arm:
-                found = (of_arm[arm] - of_arm[other]).dropna()
-                listed = [", ".join(f"{value:+.1f}" for value in found[column]) for column in COLUMNS]
+                found = of_arm[arm] - of_arm[other]
+                listed = [", ".join(f"{value:+.1f}" for value in found[column].dropna()) for column in COLUMNS]
                 rows.append([f"{shots:.3g}", f"{ARM_LABELS[arm]} less {ARM_LABELS[other]}", *listed])
     return TextTable(["shots of a type", "difference", *_labels()], rows)
 
@@ -112,7 +119,10 @@ def main() -> None:
 
     points = pd.read_csv(arguments.points) if arguments.points.exists() else pd.DataFrame(columns=[*POINT, *COLUMNS])
     if arguments.add:
-        points = added(points, measured(arguments.results, arguments.add, arguments.experiments))
+        new = measured(arguments.results, arguments.add, arguments.experiments)
+        for point in replaced(points, new):
+            print(f"replaced: {point}")
+        points = added(points, new)
         with writing_file(arguments.points) as partial:
             points.to_csv(partial, index=False)
     shown = points[points.dataset == arguments.dataset]

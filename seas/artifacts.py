@@ -63,7 +63,7 @@ def sha256(path: Path) -> str:
     if path.is_dir() and not (path / MANIFEST).exists():
         files = ((file.relative_to(path), file) for file in path.rglob("*") if file.is_file())
         counted = ((name, file) for name, file in files if not hidden(name) and name.suffix != ".md")
-        listing = sorted((str(name), file.stat().st_size, _sampled(file)) for name, file in counted)
+        listing = sorted((str(name), file.stat().st_size, sampled_sha256(file)) for name, file in counted)
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     if path.is_dir():
         path = path / MANIFEST
@@ -73,7 +73,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sampled(file: Path) -> str:
+def sampled_sha256(file: Path) -> str:
     """SHA-256 of ``SAMPLES`` blocks, spread over the file; of a short one, of all its bytes."""
     size, digest = file.stat().st_size, hashlib.sha256()
     with open(file, "rb") as content:

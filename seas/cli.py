@@ -48,10 +48,18 @@ def windows(
 ) -> None:
     """Cut photographs into square windows, for defects that vanish when a whole photograph is shrunk."""
     with reporting_faults():
-        from seas.data.windows import PHOTOGRAPHS, write_windows
+        from seas.data.windows import PHOTOGRAPHS, SMALLEST_PART, write_windows
 
-        written = write_windows(root, side, out, groups)
-        print(f"{written} windows in {out}; keep those of one photograph together with data.groups: {PHOTOGRAPHS}")
+        counts = write_windows(root, side, out, groups)
+        print(
+            f"{counts.written} windows of {counts.photographs} photographs in {out}; "
+            f"keep those of one photograph together with data.groups: {PHOTOGRAPHS}"
+        )
+        if counts.left_out:
+            print(
+                f"{counts.left_out} windows with fewer than {SMALLEST_PART * side**2:.0f} pixels of a defect are left out "
+                "(the largest part in each photograph stays)"
+            )
 
 
 @app.command()

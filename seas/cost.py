@@ -18,8 +18,8 @@ STARTING_SECONDS = {"index": 10, "split": 10, "report": 30}
 A_START = 40
 """Seconds of a job that are not its steps: Snakemake twice, the libraries, loading the model. 10 to 60 were measured."""
 FINISHED = "finished stages"
-BYTES_A_PARAMETER = {"base": 5, "fp32": 5.0, "bf16": 2.5}
-"""On the disk, for each parameter of the U-Net: a base in fp32, whose VAE and text encoder are a quarter more; a generator by
+BYTES_A_PARAMETER = {"base": 2.5, "fp32": 5.0, "bf16": 2.5}
+"""On the disk, for each parameter of the U-Net: a base in fp16, whose VAE and text encoder are a quarter more; a generator by
 its precision (bf16 is saved in fp16), whose text encoder is a seventh more, and whose VAE is a link to the base's file. The
 encoded images are in it: 10 MB of 58 in the demo, and by their shapes 180 MB of Stable Diffusion's with 27 shots."""
 BYTES_A_PIXEL = 2.0

@@ -48,6 +48,12 @@ def turned_by_exif(path: Path) -> bool:
         return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
 
 
+def has_sixteen_bits(path: Path) -> bool:
+    """Whether a picture's values may be larger than 255."""
+    with Image.open(path) as image:
+        return image.mode.startswith("I")
+
+
 def _eight_bit(image: Image.Image, path: Path) -> Image.Image:
     """16-bit pictures as 8-bit grey, scaled from the whole range of 16 bits; others unchanged.
 
@@ -192,6 +198,15 @@ def mirrored(index: int, axis: int) -> int:
 
 SYMMETRIES = {"turns_and_flips": tuple(range(8)), "flips": (0, 2, 4, 6), "half_turn": (0, 2), "none": (0,)}
 """The symmetries (indices of ``augment``) of each value of ``data.augmentation``; 4 mirrors left-right, 6 top-bottom."""
+
+
+def keeping_the_padding(augmentation: str, valid: np.ndarray) -> str:
+    """``augmentation`` without quarter turns for a padded photograph, valid bool (S, S), that they would show upright or lying.
+
+    Generation cuts the padding off where the photographs have it.
+    """
+    _, _, height, width = bounding_box(valid)
+    return "flips" if augmentation == "turns_and_flips" and height != width else augmentation
 
 
 def draw_augmentation(rng: np.random.Generator, augmentation: str) -> int:

@@ -228,7 +228,7 @@ DATASET = {
     ),
     "missing mask": (
         lambda p: (p / "ground_truth/rust/002_mask.png").unlink(),
-        r"test/rust/002\.png: its mask is missing",
+        r"test/rust/002\.png: its mask 002_mask\.png \(or 002\.png\) is missing",
     ),
     "mask without image": (
         lambda p: (p / "test/rust/002.png").unlink(),

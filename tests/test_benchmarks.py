@@ -143,6 +143,8 @@ def test_points_of_the_curve_accumulate_and_are_replaced(tmp_path):
         str(tmp_path / "plot.png"),
     ]
     tables = printed("shots.py", *arguments)
+    assert [line for line in tables.splitlines() if "replaced" in line] == ["replaced: tiles, 1.5, 0, real"]
+    assert "replaced" not in printed("shots.py", *arguments)
     assert "| 1.5 | 2 | real shots | 62.0 ± 2.8 | 61.0 ± 2.8 | 60.0 ± 2.8 | 59.0 ± 2.8 | 58.0 ± 2.8 |" in tables
     assert "| 1.5 | generated pairs less real shots | +10.0, +4.0 |" in tables
     assert "| 8 | 1 | real shots | 80.0 |" in tables and "crop" not in tables

@@ -54,6 +54,11 @@ class TestSplit:
         assert two["left_out"] == third["shot"] - two["shot"]
         assert one["shot"] != other["shot"]
 
+    def test_all_of_them_train_when_nothing_need_be_tested(self):
+        split = split_samples(table_of({"a": 5, "b": 1}), DataSettings(shots="all"), 0, {})
+        assert set(split[split.type != "good"].role) == {"shot"}
+        assert set(split[(split.type == "good") & (split.folder == "test")].role) == {"test"}
+
     def test_normals_by_seed(self):
         table = table_of({"a": 3}, good=40)
         chosen = [
@@ -176,7 +181,7 @@ class TestIndex:
         (dataset / "bolt/ground_truth/cut/9_mask.png").write_bytes(b"")
         with pytest.raises(InputError, match="2 faults") as fault:
             mvtec_ad.list_samples(dataset, "bolt")
-        assert "cut/0.png: its mask is missing" in str(fault.value)
+        assert "cut/0.png: its mask 0_mask.png (or 0.png) is missing" in str(fault.value)
         assert "9_mask.png: the mask belongs to no image" in str(fault.value)
 
     def test_faults_inside_the_files(self, dataset):
@@ -202,6 +207,13 @@ class TestIndex:
         assert mvtec_ad.fingerprint(dataset, "bolt") == before
         shutil.copy(dataset / "bolt/train/good/0.png", dataset / "bolt/train/good/new.png")
         assert mvtec_ad.fingerprint(dataset, "bolt") != before
+
+    def test_another_bmp_of_the_same_name_and_size_changes_the_fingerprint(self, dataset):
+        path = dataset / "bolt/train/good/0.bmp"
+        Image.new("L", (200, 100), 40).save(path)
+        before, size = mvtec_ad.fingerprint(dataset, "bolt"), path.stat().st_size
+        Image.new("L", (200, 100), 160).save(path)
+        assert path.stat().st_size == size and mvtec_ad.fingerprint(dataset, "bolt") != before
 
     def test_a_mask_drawn_anew_changes_the_fingerprint(self, dataset):
         path = dataset / "bolt/ground_truth/cut/0_mask.png"
@@ -353,8 +365,16 @@ class TestCheck:
         write_mask(np.ones((20, 30), bool), dataset / "bolt/ground_truth/cut/1_mask.png")
         text = check_dataset(dataset, "mvtec_ad", DataSettings(image_size=32), tmp_path / "sheets", ["bolt"])
         assert "1 abnormal images have a mask over most of the image (is it inverted?): bolt/test/cut/1.png" in text
-        assert "4 images are dark, no value above 32 of 255: bolt/train/good/0.png" in text
+        assert "4 images of 8 bits are dark, 99.9 % of the values not above 32 of 255: bolt/train/good/0.png" in text
         assert "no good image is left to test" in text
+
+    def test_fourteen_bits_stored_in_sixteen_are_said(self, dataset, tmp_path):
+        for name, highest in (("sensor", 16383), ("scaled", 65535)):
+            values = np.linspace(0, highest, 20 * 30).reshape(20, 30).astype(np.uint16)
+            Image.fromarray(values).save(dataset / f"bolt/train/good/{name}.png")
+        text = check_dataset(dataset, "mvtec_ad", DataSettings(image_size=32), tmp_path / "sheets", ["bolt"])
+        assert "1 images of 16 bits are dark" in text and "multiply by 16 or 4" in text
+        assert "bolt/train/good/sensor.png" in text and "bolt/train/good/scaled.png" not in text
 
     def test_photographs_that_are_turned_without_their_masks_are_said(self, dataset, tmp_path):
         half_a_turn = Image.Exif()

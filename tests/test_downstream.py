@@ -135,6 +135,20 @@ class TestArms:
         again = load_fitted(made.root, made, 64, made.fit)
         assert np.array_equal(again.image, photograph.image) and np.array_equal(again.valid, photograph.valid)
 
+    def test_a_padded_photograph_keeps_its_padding_where_it_is(self, tmp_path):
+        photographs = {"wide.png": (32, 64), "square.png": (64, 64)}
+        for name, shape in photographs.items():
+            write_image(np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8), tmp_path / name)
+        wide, square = (Sample(tmp_path, name, "", "auto") for name in photographs)
+        batches = SegmentationBatches(
+            [wide], [square], size=64, batch_size=8, augmentation="turns_and_flips", jitter=0, seed=0
+        )
+        drawn = [batches.batch(step) for step in range(4)]
+        assert all(valid.any(1).all() and valid.any(0).sum() == 64 for batch in drawn for valid in batch.valid[4:])
+        assert all(valid[16:48].all() and valid.sum() == 32 * 64 for batch in drawn for valid in batch.valid[:4])
+        turned = {image.tobytes() for batch in drawn for image in batch.images[4:]}
+        assert len(turned) > 4, "the square one is no longer turned"
+
     def test_no_test_image_is_trained_on(self, miniature, pairs):
         split = read_table(miniature.split)
         abnormal, normal = training_samples(

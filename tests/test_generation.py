@@ -574,7 +574,7 @@ class TestRedraws:
 
 
 class TestByHand:
-    def test_the_seed_is_the_generators_unless_given(self, generator, rmp, tmp_path, monkeypatch):
+    def test_the_seed_is_the_generators_unless_given(self, generator, rmp, tmp_path, monkeypatch, capsys):
         from seas.generation import by_hand
 
         seen = []
@@ -585,6 +585,7 @@ class TestByHand:
                 generator, anomaly_type="rust", number=1, output=tmp_path / "out", seed=seed, rmp=rmp, device="cpu"
             )
         assert seen == [7, 0, 3]
+        assert "whose settings would be taken: these are the paper's" in capsys.readouterr().out
 
     def test_a_type_beside_a_finished_run(self, generator, rmp, tree, tmp_path, capsys):
         run = tmp_path / "run"
@@ -599,7 +600,9 @@ class TestByHand:
             rmp=None,
             device="cpu",
         )
-        assert json.loads(capsys.readouterr().out.splitlines()[0].removeprefix("settings: "))["steps"] == 4
+        said = capsys.readouterr().out
+        assert "the paper's" not in said
+        assert json.loads(said.splitlines()[0].removeprefix("settings: "))["steps"] == 4
         ours = folder_bytes(tmp_path / "out")
         assert ours and all(folder_bytes(tree)[name] == content for name, content in ours.items())
 

@@ -555,6 +555,7 @@ class TestEncodedImages:
         split["image"], split["mask"] = "wide.png", ""
         encoded = encode_images(split, tmp_path, miniature.data, load_pipeline(tiny_base).vae)
         assert encoded.boxes[2].tolist() == [8, 0, 16, 32]
+        assert encoded.augmentation == "flips" and encoded.mean.shape[:2] == (12, 4), "it is turned upright"
         valid = encoded.valid(2)
         assert valid[8:24].all() and not valid[:8].any() and not valid[24:].any()
 

@@ -9,10 +9,12 @@ from PIL import Image
 
 from seas.errors import InputError
 from seas.images import (
+    SYMMETRIES,
     augment,
     bounding_box,
     draw_augmentation,
     fit,
+    keeping_the_padding,
     mirrored,
     outlined,
     placement,
@@ -207,6 +209,15 @@ class TestAugmentation:
         seen = ["".join(augment(picture, draw_augmentation(draws, augmentation)).ravel()) for _ in range(4000)]
         assert sorted(set(seen)) == sorted(views)
         assert all(seen.count(view) / 4000 == pytest.approx(1 / len(views), abs=0.03) for view in views)
+
+    def test_a_padded_photograph_is_not_turned_upright(self):
+        lying = np.zeros((8, 8), bool)
+        lying[2:6] = True
+        assert keeping_the_padding("turns_and_flips", lying) == "flips"
+        assert keeping_the_padding("turns_and_flips", lying.T) == "flips"
+        assert keeping_the_padding("turns_and_flips", np.ones((8, 8), bool)) == "turns_and_flips"
+        assert keeping_the_padding("half_turn", lying) == "half_turn"
+        assert all(np.array_equal(augment(lying, turn), lying) for turn in SYMMETRIES["flips"])
 
 
 def test_tensors_and_back():

@@ -504,6 +504,19 @@ def test_all_real_images_can_be_the_references(measured):
     assert "references=3" in protocol(table, "ic_lpips", "type=cut")
 
 
+def test_kid_draws_from_many_unseen_normals(measured, monkeypatch):
+    whole = value(measured(), "kid")
+    read = evaluate._Evaluation._real
+    seen = []
+    monkeypatch.setattr(
+        evaluate._Evaluation,
+        "_real",
+        lambda self, rows: (seen.append((set(rows.role), len(rows))), read(self, rows))[1],
+    )
+    assert value(measured(kid_normals=2, batch_size=1), "kid") == pytest.approx(whole)
+    assert [counted for roles, counted in seen if roles == {"reserve"}] == [1, 1], "more than a batch is held at once"
+
+
 def test_kid_without_unseen_normals_is_no_number_and_says_why(measured):
     table = measured(kept=lambda row: row["role"] != "reserve")
     assert math.isnan(value(table, "kid"))

@@ -12,7 +12,19 @@ from seas.base.pretrained import parameters
 from seas.config import Settings, read_yaml
 from seas.errors import InputError
 from seas.metrics.diversity import BLOCK_BYTES
-from seas.resources import EMBEDDINGS_MB, GOAL, GUESS, MEASURED, REFERENCES, Work, memory_mb, minutes, rate, work
+from seas.resources import (
+    EMBEDDINGS_MB,
+    GOAL,
+    GUESS,
+    MEASURED,
+    ON_H200,
+    REFERENCES,
+    Work,
+    memory_mb,
+    minutes,
+    rate,
+    work,
+)
 
 STAGES = ("base", "generator", "rmp", "generation", "metrics", "downstream", "crop_and_paste", "index", "report")
 DEMO = Settings(
@@ -64,6 +76,14 @@ def test_a_base_gets_what_the_shipped_ones_batches_were_measured_to_need():
 def test_a_base_of_small_batches_gets_what_its_fit_was_measured_to_need():
     job = work("base", Settings(base={"pretrained": None, "latent_channels": 8}), types=0, parameters=1_000_000)
     assert 1518 < memory_mb(job._replace(device="cpu", corpus=0)) - 600 < 1.3 * 1518
+
+
+def test_a_base_on_a_gpu_is_estimated_by_the_shipped_one():
+    recipe = read_yaml(Path(__file__).parent.parent / "config/base.yaml")["base"]
+    job = work("base", Settings(base=recipe), types=0, parameters=11_447_496)
+    assert rate(job) == pytest.approx((0.058, ON_H200))
+    larger = work("base", Settings(base=recipe | {"image_size": 256}), types=0, parameters=11_447_496)
+    assert rate(larger).seconds == pytest.approx(16 * 0.058) and rate(larger).source == GUESS
 
 
 @pytest.mark.parametrize(("stage", "seconds"), [("generator", 98), ("rmp", 53), ("generation", 49), ("downstream", 32)])

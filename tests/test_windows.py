@@ -45,7 +45,7 @@ def photographs(tmp_path):
 def test_windows_are_a_dataset_and_cut_from_the_photographs(photographs, tmp_path):
     out = tmp_path / "windows"
     # 1 × 2 windows of 64 px each; the right part of the scratch, 1 of 4096 pixels, is too small to be a window of its own
-    assert write_windows(photographs, 64, out, "twins.csv") == 3
+    assert write_windows(photographs, 64, out, "twins.csv") == (3, 2, 1)
     samples = {sample.image: sample for sample in list_samples(out, "part")}
     assert set(samples) == {
         "part/train/good/000_00000_00000.png",
@@ -109,7 +109,7 @@ def test_faults(photographs, tmp_path):
     with pytest.raises(InputError, match=r"the mask .*000_mask\.png is empty: it marks no pixel"):
         write_windows(photographs, 64, tmp_path / "new")
     write_mask(np.ones((8, 8), bool), photographs / "part/ground_truth/scratch/000_mask.png")
-    with pytest.raises(InputError, match=r"000_mask\.png is 8×8 px, its image is not"):
+    with pytest.raises(InputError, match=r"000_mask\.png is 8×8 pixels, its image 96×64"):
         write_windows(photographs, 64, tmp_path / "new")
     assert {path.name for path in tmp_path.iterdir()} == {"photographs", "there"}
 

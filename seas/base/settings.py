@@ -40,7 +40,7 @@ class BaseSettings(StationSettings):
     )
     text_width: int = setting(128, "width of the text encoder", source="ours", ge=8, multiple_of=8)
     text_layers: int = setting(2, "layers of the text encoder", source="ours", ge=1)
-    text_length: int = setting(32, "tokens of a prompt", source="ours", ge=8)
+    text_length: int = setting(32, "tokens of a prompt", source="ours", ge=16)
     prediction_type: Literal["epsilon", "v_prediction"] = setting(
         "epsilon", "what a trained U-Net predicts", source="SD v1-4"
     )

@@ -21,8 +21,8 @@ from seas.training import autocast, prepare_device, progress, train
 
 WARM_UP = 0.05
 """Share of the updates in which the rate rises."""
-DRAWN_AT_ONCE = 64
-"""Pictures that a process draws before it hands them over."""
+DRAWN_AT_ONCE = 64 * 64**2
+"""Pixels of the pictures that a process draws before it hands them over, through shared memory, of which a container has little."""
 ENCODED_AT_ONCE = 64
 FITTED_TO = 256
 """Pictures that the linear code is fitted to."""
@@ -71,15 +71,16 @@ def _put_together(pictures: list[tuple[np.ndarray, str]]) -> tuple[Tensor, list[
 
 
 def _corpus(settings: BaseSettings, processes: int) -> tuple[np.ndarray, list[str]]:
+    at_once = max(1, DRAWN_AT_ONCE // settings.image_size**2)
     drawn = DataLoader(
         _Drawings(settings),
-        batch_size=DRAWN_AT_ONCE,
+        batch_size=at_once,
         num_workers=processes if processes > 1 else 0,
         collate_fn=_put_together,
     )
     images = np.empty((settings.corpus_images, settings.image_size, settings.image_size, 3), np.uint8)
     captions = []
-    starts = progress(range(0, len(images), DRAWN_AT_ONCE), f"base {settings.name}: corpus")
+    starts = progress(range(0, len(images), at_once), f"base {settings.name}: corpus")
     for start, (some, words) in zip(starts, drawn, strict=True):
         images[start : start + len(some)] = some
         captions += words

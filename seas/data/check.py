@@ -12,7 +12,7 @@ from seas.data.index import fitted_anomalies, index_samples
 from seas.data.settings import DataSettings
 from seas.data.split import read_groups, split_samples
 from seas.errors import InputError
-from seas.images import load_fitted, outlined, read_image, turned_by_exif, write_image
+from seas.images import has_sixteen_bits, load_fitted, outlined, read_image, turned_by_exif, write_image
 
 CELL = 128
 COLUMNS = 8
@@ -21,8 +21,10 @@ KEPT_OF_AN_ANOMALY = 0.5
 SMALL = 4
 LARGEST_SHARE = 0.6
 """A mask that covers more of its image is shown as doubtful."""
-DARK = 32
-"""Grey levels: where no pixel of a photograph is brighter, it is shown as dark (12 bits stored in 16, say)."""
+DARK = {8: 32, 16: 64}
+"""Grey levels of 255: a photograph of so many bits that is hardly anywhere brighter is shown as dark."""
+BRIGHTEST = 99.9
+"""Per cent of a photograph's values that are as dark: a hot pixel or a label may be brighter."""
 
 
 def check_dataset(root: Path, layout: str, data: DataSettings, output: Path, products: Sequence[str]) -> str:
@@ -98,9 +100,14 @@ def _check_product(root: Path, layout: str, data: DataSettings, output: Path, pr
             f"  {len(copies)} test images are copies of training images (put both into one group, data.groups): "
             f"{', '.join(copies[:5])}{', …' if len(copies) > 5 else ''}"
         )
-    dark = [image for image in split.image if read_image(root / image).max() < DARK]
-    if dark:
-        lines.append(f"  {len(dark)} images are dark, no value above {DARK} of 255: {', '.join(dark[:5])}")
+    for bits, level in DARK.items():
+        of_depth = [image for image in split.image if (bits == 16) == has_sixteen_bits(root / image)]
+        if dark := [image for image in of_depth if np.percentile(read_image(root / image), BRIGHTEST) <= level]:
+            lines.append(
+                f"  {len(dark)} images of {bits} bits are dark, {BRIGHTEST} % of the values not above {level} of 255"
+                f"{' (12 or 14 bits, stored in 16? multiply by 16 or 4, and save them again)' if bits == 16 else ''}: "
+                f"{', '.join(dark[:5])}{', …' if len(dark) > 5 else ''}"
+            )
     if not ((split.type == "good") & (split.role == "test")).any():
         lines.append("  no good image is left to test: scores at image level will be undefined")
     write_image(_contact_sheet(split, root, data), output / f"{product}.png")

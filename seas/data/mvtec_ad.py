@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from seas.artifacts import sha256
+from seas.artifacts import sampled_sha256, sha256
 from seas.errors import InputError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
@@ -20,6 +20,8 @@ OTHER_PICTURES = {
     f".{kind}"
     for kind in "webp gif jp2 j2k heic heif avif jfif jpe ppm pgm pnm tga exr raw dng cr2 nef arw".split()  # noqa: SIM905
 }
+UNCOMPRESSED = {".bmp", ".tif", ".tiff"}
+"""Pictures whose size does not depend on what they show, or need not."""
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 UNIFIED = "all"
 """No product bears this name: it stands for the model of all products."""
@@ -88,7 +90,7 @@ def list_samples(root: Path, product: str) -> list[Sample]:
         for path in sorted(_folders(folder / "ground_truth"))
         if path.name not in {kind.name for kind in types}
     ]
-    for path in [folder / "train/good", *types]:
+    for path in [folder / "train/good", *types, *(folder / "ground_truth" / kind.name for kind in types)]:
         faults += _unread(path)
     if not [path for path in types if path.name != "good"]:
         faults.append(f"{folder / 'test'} holds no anomaly type (a folder of images beside 'good')")
@@ -109,7 +111,7 @@ def list_samples(root: Path, product: str) -> list[Sample]:
             if count > 1
         ]
         faults += [
-            f"{image}: its mask is missing from {folder / 'ground_truth' / path.name}"
+            f"{image}: its mask {image.stem}_mask.png (or {image.stem}.png) is missing from {folder / 'ground_truth' / path.name}"
             for image in images
             if image.stem not in masks
         ]
@@ -154,9 +156,9 @@ def raise_faults(where: Path, faults: list[str]) -> None:
 
 
 def fingerprint(root: Path, product: str) -> str:
-    """A hash of the names and sizes of a product's photographs and masks, and of the masks' content.
+    """A hash of the names and sizes of a product's photographs and masks, of the masks' content, and of blocks of BMP and TIFF.
 
-    A photograph that is replaced by another of its name and size goes unnoticed; so does what is no picture.
+    A PNG or JPEG photograph that is replaced by another of its name and size goes unnoticed; so does what is no picture.
     """
     folder = Path(root) / product
     folders = [path for part in ("train", "test", "ground_truth") for path in _folders(folder / part)]
@@ -165,14 +167,13 @@ def fingerprint(root: Path, product: str) -> str:
         for path in itertools.chain(*(path.iterdir() for path in folders))
         if path.suffix.lower() in IMAGE_SUFFIXES | OTHER_PICTURES and not path.name.startswith(".") and path.is_file()
     )
-    listing = [
-        (
-            _relative(path, folder),
-            path.stat().st_size,
-            sha256(path) if path.is_relative_to(folder / "ground_truth") else "",
-        )
-        for path in files
-    ]
+
+    def content(path: Path) -> str:
+        if path.is_relative_to(folder / "ground_truth"):
+            return sha256(path)
+        return sampled_sha256(path) if path.suffix.lower() in UNCOMPRESSED else ""
+
+    listing = [(_relative(path, folder), path.stat().st_size, content(path)) for path in files]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 

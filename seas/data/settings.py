@@ -22,9 +22,10 @@ class DataSettings(StationSettings):
         "and leaves the padding out of the losses of noise and mask and of the scores (to the DA loss it is outside the mask)",
         source="ours; released code: crop",
     )
-    shots: Literal["third"] | Annotated[int, Field(ge=1, strict=True)] = setting(
+    shots: Literal["third", "all"] | Annotated[int, Field(ge=1, strict=True)] = setting(
         "third",
-        "abnormal training shots of each type: a third of them, or a number drawn from the third; the test images are the same",
+        "abnormal training shots of each type: a third of them, or a number drawn from the third, with the same test images; all: "
+        "every photograph trains, and no defect is left to test",
         source="Sec. 4.1, Tab. 11",
     )
     normals: int = setting(60, "normal images that generator and RMP train on", unit="images", source="Sec. 4.1", ge=1)

@@ -17,7 +17,8 @@ def split_samples(table: pd.DataFrame, settings: DataSettings, seed: int, groups
     ``seed``), "reserve" (the other train/good), "test" (the complement of a third of the abnormal images), or
     "left_out" (of the complement, in one group with an image of the third or of train/good; of the third, not drawn).
     type_index: 1 to G for the anomaly types by name, 0 for good. A number of shots is drawn by ``seed`` from the
-    third, fewer from among more, so that every number is tested on the same images (Tab. 11).
+    third, fewer from among more, so that every number is tested on the same images (Tab. 11). With "all" every abnormal image
+    is a shot, and none is tested.
     ``groups`` maps an image to its group; an image that it does not name is a group of its own.
 
     Raises InputError when a type has too few images to train and to test, or ``groups`` names another image.
@@ -35,16 +36,17 @@ def split_samples(table: pd.DataFrame, settings: DataSettings, seed: int, groups
     chosen = rng(seed, "normals", table["product"].iloc[0]).permutation(len(good))[: settings.normals]
     role[good[chosen]] = "normal"
     for name in types:
-        role[_third(table[table.type == name], group, settings)] = "shot"
+        images = table[table.type == name]
+        role[images.index if settings.shots == "all" else _third(images, group, settings)] = "shot"
     trains = set(group[role != "test"])
     role[(role == "test") & group.isin(trains)] = "left_out"
     untested = [name for name in types if not ((table.type == name) & (role == "test")).any()]
-    if untested and not settings.train_only_small_types:
+    if untested and settings.shots != "all" and not settings.train_only_small_types:
         raise InputError(
             f"{table['product'].iloc[0]}: no image of the type '{untested[0]}' is left to test; "
             "add images or set data.train_only_small_types"
         )
-    if settings.shots != "third":
+    if isinstance(settings.shots, int):
         for name in types:
             third = table.index[(table.type == name) & (role == "shot")]
             role[_not_drawn(third, table["product"].iloc[0], name, settings.shots, seed)] = "left_out"

@@ -1,12 +1,14 @@
 """Square windows of photographs, for defects that a whole photograph at the networks' size would lose."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from seas.artifacts import writing_file, writing_folder
-from seas.data.mvtec_ad import list_products, list_samples, require_groups
+from seas.data.index import index_samples
+from seas.data.mvtec_ad import list_products, require_groups
 from seas.data.split import read_groups
 from seas.errors import InputError
 from seas.images import read_image, read_mask, write_image, write_mask
@@ -17,6 +19,14 @@ SMALLEST_PART = 0.002
 
 PHOTOGRAPHS = "photographs.csv"
 """The groups of a product's windows by photograph, for ``data.groups``."""
+
+
+class WindowCounts(NamedTuple):
+    """How many windows were written, of how many photographs, and how many with a small part of a defect were left out."""
+
+    written: int
+    photographs: int
+    left_out: int
 
 
 def window_starts(length: int, side: int) -> list[int]:
@@ -30,7 +40,7 @@ def window_places(height: int, width: int, side: int) -> list[tuple[int, int]]:
     return [(top, left) for top in window_starts(height, side) for left in window_starts(width, side)]
 
 
-def write_windows(root: Path, side: int, out: Path, groups: str | None = None) -> int:
+def write_windows(root: Path, side: int, out: Path, groups: str | None = None) -> WindowCounts:
     """Cut every photograph of a dataset in MVTec-AD layout into windows, and write them in the same layout.
 
     A window is named by its photograph and its first row and column, in pixels. One without an anomaly is a good one,
@@ -38,7 +48,7 @@ def write_windows(root: Path, side: int, out: Path, groups: str | None = None) -
     photograph; the file ``groups`` of a product's folder is carried over to its windows,
     those of a photograph that it does not name are a group. After a fault nothing is left.
 
-    Returns the number of windows. Raises InputError for faults of the dataset, or when ``out`` exists.
+    Raises InputError for all faults of a product at once, before any window of it is cut, or when ``out`` exists.
     """
     if out.exists():
         raise InputError(f"{out} exists already; name a folder that does not")
@@ -46,19 +56,19 @@ def write_windows(root: Path, side: int, out: Path, groups: str | None = None) -
         raise InputError(f"the folder {root} holds no product (a folder with train/good in it)")
     if groups:
         require_groups(root, products, groups)
-    written = 0
+    counts = WindowCounts(0, 0, 0)
     with writing_folder(out, None) as folder:
         for product in products:
             of_photograph = read_groups(root, product, groups) if groups else {}
             rows = []
-            for sample in progress(list_samples(root, product), f"windows {product}"):
+            samples = index_samples(root, "mvtec_ad", product)
+            left_out = 0
+            for sample in progress(list(samples.itertuples()), f"windows {product}"):
                 image = read_image(root / sample.image)
                 mask = read_mask(root / sample.mask) if sample.mask else np.zeros(image.shape[:2], bool)
-                if mask.shape != image.shape[:2]:
-                    raise InputError(f"{root / sample.mask} is {mask.shape[1]}×{mask.shape[0]} px, its image is not")
-                if sample.mask and not mask.any():
-                    raise InputError(f"the mask {root / sample.mask} is empty: it marks no pixel")
-                for top, left, kept in _windows(mask, side):
+                kept_windows = _windows(mask, side)
+                left_out += len(window_places(*mask.shape, side)) - len(kept_windows)
+                for top, left, kept in kept_windows:
                     cut = (slice(top, top + side), slice(left, left + side))
                     name = f"{Path(sample.image).stem}_{top:05d}_{left:05d}"
                     kind = sample.type if kept else "good"
@@ -80,8 +90,10 @@ def write_windows(root: Path, side: int, out: Path, groups: str | None = None) -
             if groups:
                 named = table.assign(group=table.group.fillna(table.photograph))
                 _write_groups(named[["window", "group"]], folder / product / groups)
-            written += len(table)
-    return written
+            counts = WindowCounts(
+                counts.written + len(table), counts.photographs + len(samples), counts.left_out + left_out
+            )
+    return counts
 
 
 def _windows(mask: np.ndarray, side: int) -> list[tuple[int, int, bool]]:

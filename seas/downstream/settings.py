@@ -6,7 +6,7 @@ from pydantic import field_validator
 
 from seas.settings import StationSettings, setting
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 
 Source = Literal["real", "crop_and_paste", "real+crop_and_paste", "generated", "real+generated"]
 TREES: dict[str, tuple[str, ...]] = {

@@ -47,6 +47,10 @@ def generate_by_hand(
 
 def _settings_beside(generation: Path, device: str) -> tuple[GenerationSettings, ComputeSettings]:
     if not generation.is_dir():
+        print(
+            f"There is no finished generation at {generation}, whose settings would be taken: these are the paper's.",
+            flush=True,
+        )
         precision = "fp32" if device == "cpu" else "bf16"
         return GenerationSettings(), ComputeSettings(device=device, precision=precision, threads=1)
     settings = read_manifest(generation)["settings"]

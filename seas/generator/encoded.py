@@ -15,7 +15,7 @@ from torch import Tensor
 
 from seas.data.settings import DataSettings
 from seas.errors import InputError
-from seas.images import SYMMETRIES, augment, bounding_box, load_fitted, mirrored, to_tensor
+from seas.images import SYMMETRIES, augment, bounding_box, keeping_the_padding, load_fitted, mirrored, to_tensor
 from seas.training import progress
 
 ENCODED = "encoded_images.safetensors"
@@ -51,7 +51,8 @@ class EncodedImages(NamedTuple):
 
     rows: table of n rows with role ("shot" or "normal"), type and image. mean, deviation: (n, symmetries, C, h, w), of the
     posterior, not scaled. image: uint8 (n, S, S, 3). mask: bool (n, S, S). boxes: (n, 4), as of ``StartNormals``. augmentation: as in
-    ``data.augmentation``. shifted: as in ``generator.shifts``. scaling_factor: the VAE's.
+    ``data.augmentation``, without quarter turns where a photograph is padded.
+    shifted: as in ``generator.shifts``. scaling_factor: the VAE's.
     """
 
     rows: pd.DataFrame
@@ -156,25 +157,25 @@ def encode_images(
         if not (split.role == role).any():
             raise InputError(f"{product}: the split has no {role} to train on")
     kept = split[split.role.isin(["shot", "normal"])]
-    means, deviations, photographs, masks, boxes = [], [], [], [], []
-    for row in progress(list(kept.itertuples()), f"encode {product}"):
-        fitted = load_fitted(root, row, data.image_size, data.fit)
-        images = torch.stack([to_tensor(augment(fitted.image, turn)) for turn in SYMMETRIES[data.augmentation]])
+    photographs = [load_fitted(root, row, data.image_size, data.fit) for row in kept.itertuples()]
+    augmentation = data.augmentation
+    for fitted in photographs:
+        augmentation = keeping_the_padding(augmentation, fitted.valid)
+    means, deviations = [], []
+    for fitted in progress(photographs, f"encode {product}"):
+        images = torch.stack([to_tensor(augment(fitted.image, turn)) for turn in SYMMETRIES[augmentation]])
         with torch.no_grad():
             posterior = vae.encode(images.to(vae.device)).latent_dist
         means.append(posterior.mean.float().cpu())
         deviations.append(posterior.std.float().cpu())
-        photographs.append(torch.from_numpy(fitted.image))
-        masks.append(torch.from_numpy(fitted.mask))
-        boxes.append(bounding_box(fitted.valid))
     return EncodedImages(
         kept[["role", "type", "image"]].reset_index(drop=True),
         torch.stack(means),
         torch.stack(deviations),
-        torch.stack(photographs),
-        torch.stack(masks),
-        torch.tensor(boxes),
-        data.augmentation,
+        torch.from_numpy(np.stack([fitted.image for fitted in photographs])),
+        torch.from_numpy(np.stack([fitted.mask for fitted in photographs])),
+        torch.tensor([bounding_box(fitted.valid) for fitted in photographs]),
+        augmentation,
         shifted,
         vae.config.scaling_factor,
     )

@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from seas.settings import TrainerSettings, setting
 
-STAGE_VERSION = 7
+STAGE_VERSION = 8
 
 
 class GeneratorSettings(TrainerSettings):

@@ -1,6 +1,6 @@
 """The metrics' stage: how good and how diverse the generated images of one product are."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from seas.metrics.extractors import FeatureExtractor, build_extractor
 from seas.metrics.quality import inception_score, kid
 from seas.metrics.settings import STAGE_VERSION, MetricsSettings
 from seas.scores import RESULT_COLUMNS
-from seas.seeding import seed_of
+from seas.seeding import rng, seed_of
 from seas.settings import ComputeSettings
 from seas.training import prepare_device, progress
 from seas.weights import has_paper_weights
@@ -150,17 +150,24 @@ class _Evaluation:
             yield Measured(f"{metric}_nonzero", found.nonzero_mean, counts, self.extractor.distance_name)
 
     def of_normals(self, generated: pd.DataFrame, reserve: pd.DataFrame) -> Measured:
-        """KID of the generated normals."""
+        """KID of the generated normals; of windows the reserve can hold tens of thousands, so that some are drawn."""
+        drawn = rng(self.seed, "kid normals").permutation(len(reserve))[: self.settings.kid_normals]
+        reserve = reserve.iloc[np.sort(drawn)]
         subset_size = min(self.settings.kid_subset_size, len(generated), len(reserve))
         protocol: Counts = {"subset_size": subset_size, "real": len(reserve), "generated": len(generated)}
         value = float("nan")
         if subset_size >= 2:
-            _, of_real = self._logits_and_features(self._real(reserve).images)
-            _, of_generated = self._logits_and_features(self._generated(generated).images)
+            of_real, of_generated = self._features(self._real, reserve), self._features(self._generated, generated)
             value = kid(of_real, of_generated, subset_size, seed=self.seed)
         else:
             protocol["why"] = "fewer than two images on one side"
         return Measured("kid", value, protocol | {"size": self.settings.image_size}, self.extractor.features_name)
+
+    def _features(self, read: Callable[[pd.DataFrame], Photographs], rows: pd.DataFrame) -> Tensor:
+        """Features of the images of ``rows``, which are read a batch at a time."""
+        size = self.settings.batch_size
+        batches = (rows.iloc[start : start + size] for start in range(0, len(rows), size))
+        return torch.cat([self.extractor.logits_and_features(read(batch).images)[1].cpu() for batch in batches])
 
     def _logits_and_features(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
         size = self.settings.batch_size

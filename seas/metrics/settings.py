@@ -33,6 +33,13 @@ class MetricsSettings(StationSettings):
     kid_subset_size: int = setting(
         1000, "images of a subset of KID, at most as many as there are", unit="images", source="torch-fidelity", ge=2
     )
+    kid_normals: int = setting(
+        1000,
+        "training normals that KID compares with, at most, drawn by the seed from those that the generator has not trained on",
+        unit="images",
+        source="ours; the paper is silent",
+        ge=2,
+    )
     reference: Literal["train_shots", "all_real"] = setting(
         "train_shots",
         "real images that are the centres of the clusters of IC-LPIPS",
