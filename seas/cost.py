@@ -1,4 +1,5 @@
-"""What a run costs before it is begun: jobs, hours, disk and the longest path, from settings and the times of steps.
+"""What a run costs before it is begun: jobs, hours, disk, memory of a stage's largest job and the longest path, from settings
+and the times of steps.
 
 The seconds of a step come from finished stages of the same configuration (``run_facts``) where there are some with
 the same device; else from ``seas.resources``, where each is a measurement on a CPU, a goal or a guess. The page says
@@ -12,7 +13,7 @@ from pathlib import Path
 from seas.artifacts import run_facts
 from seas.config import Workflow
 from seas.plan import Job, planned
-from seas.resources import MEASURED, Rate, rate
+from seas.resources import MEASURED, Rate, memory_mb, rate
 
 STARTING_SECONDS = {"index": 10, "split": 10, "report": 30}
 A_START = 40
@@ -88,7 +89,7 @@ def cost_page(flow: Workflow) -> str:
     jobs = planned(flow)
     finished = rates_of_finished(jobs)
     stages = list(dict.fromkeys(job.stage for job in jobs.values()))
-    rows = [["stage", "jobs", "steps", "s a step", "from", "GPU-hours", "CPU-hours", "GB"]]
+    rows = [["stage", "jobs", "steps", "s a step", "from", "GPU-hours", "CPU-hours", "GB disk", "GB memory"]]
     totals = [0.0, 0.0, 0.0]
     for stage in stages:
         of_stage = [job for job in jobs.values() if job.stage == stage]
@@ -98,9 +99,11 @@ def cost_page(flow: Workflow) -> str:
         steps = sum(job.work.steps for job in of_stage)
         expected = expected_rate(of_stage[0], finished)
         told = [f"{expected.seconds:.3f}", expected.source] if steps else ["", MEASURED]
-        rows.append([stage, f"{len(of_stage)}", f"{steps}", *told, f"{gpu:.1f}", f"{cpu:.1f}", f"{disk:.1f}"])
+        memory = max(memory_mb(job.work) for job in of_stage) / 1000
+        hours = [f"{gpu:.1f}", f"{cpu:.1f}"]
+        rows.append([stage, f"{len(of_stage)}", f"{steps}", *told, *hours, f"{disk:.1f}", f"{memory:.1f}"])
         totals = [total + part for total, part in zip(totals, (gpu, cpu, disk), strict=True)]
-    rows.append(["all", f"{len(jobs)}", "", "", "", *(f"{total:.1f}" for total in totals)])
+    rows.append(["all", f"{len(jobs)}", "", "", "", *(f"{total:.1f}" for total in totals), ""])
     total, chain = longest_path(jobs, finished)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -152,6 +152,7 @@ class TestCost:
         rows = {line.split("  ")[0]: line for line in page.splitlines() if "  " in line}
         assert "finished stages" in rows["rmp"] and "0.100" in rows["rmp"]
         assert "developers' CPU" in rows["generator"]
+        assert rows["index"].split()[-1] == "1.4", "800 MB and Snakemake's 600"
         page = cost_page(flow(compute={"device": "cuda"}))
         rows = {line.split("  ")[0]: line for line in page.splitlines() if "  " in line}
         assert "goal" in rows["generator"] and "guess" in rows["downstream"] and "longest path: " in page
