@@ -1,5 +1,6 @@
 """The command line: what is done by hand beside the workflow."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -57,7 +58,7 @@ def windows(
         )
         if counts.left_out:
             print(
-                f"{counts.left_out} windows with fewer than {SMALLEST_PART * side**2:.0f} pixels of a defect are left out "
+                f"{counts.left_out} windows with fewer than {math.ceil(SMALLEST_PART * side**2)} pixels of a defect are left out "
                 "(the largest part in each photograph stays)"
             )
 

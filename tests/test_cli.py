@@ -1,5 +1,7 @@
 """The command line: each command on real input, and its faults."""
 
+import re
+
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
@@ -84,5 +86,7 @@ def test_arguments_out_of_range_are_refused(generator, tmp_path, arguments):
 def test_windows_say_how_to_keep_a_photographs_together(miniature, tmp_path):
     result = RUN.invoke(app, ["windows", str(miniature.root), str(tmp_path / "cut"), "--side", "32"])
     assert result.exit_code == 0, result.output
-    assert "windows in" in result.output and "data.groups: photographs.csv" in result.output
+    assert re.search(r"\d+ windows of \d+ photographs in", result.output)
+    assert re.search(r"\d+ windows with fewer than 3 pixels of a defect are left out", result.output)
+    assert "data.groups: photographs.csv" in result.output
     assert (tmp_path / "cut/washer/photographs.csv").is_file()
