@@ -17,7 +17,7 @@ def one_of(names):
 
 
 try:
-    flow = Workflow(overlaid(config, of_command_line(workflow.config_settings.config)))
+    flow = Workflow(overlaid(config, of_command_line(workflow.config_settings.config)), workflow.configfiles)
     flow.check()
 except InputError as fault:
     raise WorkflowError(fault)

@@ -16,6 +16,7 @@ from seas.report.tables import EMPTY_PART, KEY, metric_label, shown
 
 WORKSPACE = "workspace"
 CONFIDENCE = 0.95
+ABSENT = "absent"
 RULE = (
     "A difference of means is called beyond chance when it is larger than t · √(s₁²/n₁ + s₂²/n₂), with s the standard "
     f"deviation over the n seeds of a side and t Student's two-sided {100 * CONFIDENCE:.0f} % quantile (Welch's degrees of "
@@ -104,11 +105,11 @@ def changed_settings(before: Any, after: Any) -> dict[tuple[str, str, str], dict
     for dataset in sorted(before.keys() & after.keys()):
         for experiment in sorted(before[dataset].keys() & after[dataset].keys()):
             was, now = before[dataset][experiment], after[dataset][experiment]
-            for stage in sorted(was.keys() & now.keys()):
-                old, new = _flat(was[stage]), _flat(now[stage])
+            for stage in sorted(was.keys() | now.keys()):
+                old, new = _flat(was.get(stage, {})), _flat(now.get(stage, {}))
                 for key in sorted(old.keys() | new.keys()):
-                    if old.get(key) != new.get(key):
-                        change = key, _text(old.get(key)), _text(new.get(key))
+                    if old.get(key, ABSENT) != new.get(key, ABSENT):
+                        change = key, _text(old.get(key, ABSENT)), _text(new.get(key, ABSENT))
                         changes.setdefault(change, {}).setdefault(f"{dataset}/{experiment}", []).append(stage)
     return changes
 
@@ -121,7 +122,7 @@ def _flat(settings: Any, key: str = "") -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    return json.dumps(value)
+    return value if value is ABSENT else json.dumps(value)
 
 
 def read_revision(revision: str | None, file: str) -> dict[str, Any]:

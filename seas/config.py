@@ -334,12 +334,13 @@ def as_yaml(value: Any) -> Any:
 class Workflow:
     """What Snakemake asks of the configuration: settings by (dataset, experiment), owners, paths."""
 
-    def __init__(self, content: Mapping[str, Any]) -> None:
-        """``content`` is the merged configuration file.
+    def __init__(self, content: Mapping[str, Any], files: Sequence[Path | str] = ()) -> None:
+        """``content`` is the merged configuration, ``files`` are what it was merged from, below what --config gave.
 
         Raises InputError for any fault in it, in the datasets' files or in the experiments' files.
         """
-        self.config: Config = validated(Config, content, "configuration")
+        where = f"configuration ({', '.join(map(str, files))}, --config)" if files else "configuration"
+        self.config: Config = validated(Config, content, where)
         self._sections = {
             name: value for name, value in self.config.model_dump(mode="json").items() if name in Settings.model_fields
         }
@@ -527,6 +528,8 @@ class Workflow:
             content["downstream"] = settings.downstream.of_an_arm()
         if "generation" in content:
             content["generation"] = settings.generation.of_an_image()
+        if "metrics" in content:
+            content["metrics"] = settings.metrics.obeyed()
         if stage:
             content["compute"] = settings.compute.of(stage).obeyed()
         return content
@@ -744,7 +747,7 @@ def load_workflow(given: Sequence[Path | str], **changes: Any) -> Workflow:
             content = overlaid(content, of_command_line({key: yaml.load(value, Loader=yaml.BaseLoader)}))
         except yaml.YAMLError:
             raise InputError(f"'{text}' is no 'key=value' with a value in YAML") from None
-    return Workflow(overlaid(content, changes))
+    return Workflow(overlaid(content, changes), ["config/config.yaml", *files_of(given)])
 
 
 def files_of(given: Sequence[Path | str]) -> list[str]:

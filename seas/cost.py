@@ -1,8 +1,8 @@
 """What a run costs before it is begun: jobs, hours, disk, memory of a stage's largest job and the longest path, from settings
 and the times of steps.
 
-The seconds of a step come from finished stages of the same configuration (``run_facts``) where there are some with
-the same device; else from ``seas.resources``, where each is a measurement on a CPU, a goal or a guess. The page says
+The seconds of a step come from finished stages that were made with the same settings (``run_facts``) where there are some
+with the same device; else from ``seas.resources``, where each is a measurement on a CPU, a goal or a guess. The page says
 which.
 """
 
@@ -14,6 +14,7 @@ from seas.artifacts import run_facts
 from seas.config import Workflow
 from seas.plan import Job, planned
 from seas.resources import MEASURED, Rate, memory_mb, rate
+from seas.versions import made_as_wanted
 
 STARTING_SECONDS = {"index": 10, "split": 10, "report": 30}
 A_START = 40
@@ -30,19 +31,27 @@ FOLDER_BYTES = {"rmp": 5e6, "downstream": 19.2e6, "report": 8e6}
 
 
 def rates_of_finished(jobs: Mapping[Path, Job]) -> dict[tuple[str, str], float]:
-    """(stage, device) → seconds of one step, the mean over the finished jobs that tell how long they took.
+    """(stage, device) → seconds of one step, over the finished ones of ``jobs`` that tell how long they took.
 
-    The time of a job that was interrupted is that of its last start, whose share of the steps it counted.
+    Of a stage that counts its updates or pairs, they and their seconds tell, in its last start if it was interrupted; of
+    another the whole time does.
     """
-    found = defaultdict(list)
-    for job in jobs.values():
-        run = run_facts(job.output)
-        if run and job.work.steps and (run["device"] == "cpu") == (job.work.device == "cpu"):
-            measured = run.get("measured", {})
-            done = measured.get("updates") or measured.get("pairs") or job.work.counted
-            steps = job.work.steps * (done / job.work.counted if job.work.counted else 1)
-            found[job.work.stage, job.work.device].append(run["wall_seconds"] / steps)
-    return {key: sum(seconds) / len(seconds) for key, seconds in found.items()}
+    seconds, steps = defaultdict(float), defaultdict(float)
+    told = {job.merged or job.output: job for job in jobs.values() if job.work.steps}
+    for folder, job in told.items():
+        run, key = run_facts(folder), (job.work.stage, job.work.device)
+        if not run or (run["device"] == "cpu") != (job.work.device == "cpu"):
+            continue
+        measured = run.get("measured", {})
+        if job.work.counted:
+            # An update can have several steps; an image without a mask takes about as long as a pair.
+            of_one = job.work.steps / job.work.counted if measured.get("updates") else 1
+            seconds[key] += measured.get("update_seconds", 0) + measured.get("pair_seconds", 0)
+            steps[key] += of_one * (measured.get("updates", 0) + measured.get("pairs", 0))
+        else:
+            seconds[key] += run["wall_seconds"]
+            steps[key] += job.work.steps
+    return {key: seconds[key] / steps[key] for key in seconds if steps[key]}
 
 
 def expected_rate(job: Job, finished: Mapping[tuple[str, str], float]) -> Rate:
@@ -87,7 +96,8 @@ def longest_path(jobs: Mapping[Path, Job], finished: Mapping[tuple[str, str], fl
 def cost_page(flow: Workflow) -> str:
     """The estimate for a configuration, as a page of text."""
     jobs = planned(flow)
-    finished = rates_of_finished(jobs)
+    made = made_as_wanted(flow)
+    finished = rates_of_finished({path: job for path, job in jobs.items() if (job.merged or path) in made})
     stages = list(dict.fromkeys(job.stage for job in jobs.values()))
     rows = [["stage", "jobs", "steps", "s a step", "from", "GPU-hours", "CPU-hours", "GB disk", "GB memory"]]
     totals = [0.0, 0.0, 0.0]

@@ -200,12 +200,12 @@ SYMMETRIES = {"turns_and_flips": tuple(range(8)), "flips": (0, 2, 4, 6), "half_t
 """The symmetries (indices of ``augment``) of each value of ``data.augmentation``; 4 mirrors left-right, 6 top-bottom."""
 
 
-def keeping_the_padding(augmentation: str, valid: np.ndarray) -> str:
-    """``augmentation`` without quarter turns for a padded photograph, valid bool (S, S), that they would show upright or lying.
+def keeping_the_padding(augmentation: str, height: int, width: int) -> str:
+    """``augmentation`` without quarter turns for a photograph of which height × width pixels are no padding: they would lay
+    down what stands.
 
-    Generation cuts the padding off where the photographs have it.
+    Generation cuts the padding off where, to a pixel, the photographs have it.
     """
-    _, _, height, width = bounding_box(valid)
     return "flips" if augmentation == "turns_and_flips" and height != width else augmentation
 
 

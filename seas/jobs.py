@@ -14,22 +14,22 @@ from seas.runs import watch_run
 
 
 class _Tee:
-    """A text stream that writes to the screen and to a log. A full disk costs lines of the log, never the job;
-    and a thread that ends after the log was closed may still speak."""
+    """A text stream that writes to the screen, on a cluster a file, and to a log. A full disk costs lines of both, never the
+    job; and a thread that ends after the log was closed may still speak."""
 
     def __init__(self, screen: TextIO, log: TextIO) -> None:
         self._screen, self._log = screen, log
 
     def write(self, text: str) -> int:
-        self._screen.write(text)
-        with suppress(OSError, ValueError):
-            self._log.write(text)
+        for stream in (self._screen, self._log):
+            with suppress(OSError, ValueError):
+                stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        self._screen.flush()
-        with suppress(OSError, ValueError):
-            self._log.flush()
+        for stream in (self._screen, self._log):
+            with suppress(OSError, ValueError):
+                stream.flush()
 
     def isatty(self) -> bool:
         return False

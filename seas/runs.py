@@ -206,8 +206,12 @@ def _bury(lock: Path, ticket: Path) -> Holder | None:
         holder = Holder(**json.loads(content))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError):
-        raise InputError(f"{lock} is damaged; remove it when no run is at work in this folder") from None
+    except (ValueError, TypeError):  # a power loss or a full disk emptied it, or it is being written
+        if age < SILENT_SECONDS:
+            raise InputError(
+                f"{lock} is damaged; if no run is at work in this folder, start again in {SILENT_SECONDS / 60:.0f} minutes, or remove it"
+            ) from None
+        holder = Holder("", 0, "", "", 0.0, "", False, str(Path.cwd().resolve()))
     if _alive(holder, age):
         raise InputError(f"{holder} is running the workflow in {Path.cwd()}; wait for it, or end it and start again")
     grave = ticket.with_suffix(".dead")
@@ -245,24 +249,26 @@ def _started(pid: int) -> str:
 
 
 def _release(lock: Path, me: Holder) -> None:
-    if os.getpid() == me.pid and _held(lock, me):
-        lock.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        if os.getpid() == me.pid and _held(lock, me):
+            lock.unlink(missing_ok=True)
 
 
 def _held(lock: Path, me: Holder) -> bool:
+    """Whether the lock is ours. Raises OSError when it cannot be looked at, but for one that is gone."""
     try:
         return Holder(**json.loads(lock.read_text())) == me
-    except (OSError, ValueError, TypeError):
+    except (FileNotFoundError, ValueError, TypeError):
         return False
 
 
 def _keep(lock: Path, me: Holder, over: threading.Event) -> None:
     """Touch the lock until the run is over; stop the run when another has taken it for dead."""
     while not over.wait(TOUCH_SECONDS):
-        if not _held(lock, me):
-            os.kill(me.pid, signal.SIGINT)
-            return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a file server that fails now may answer at the next look
+            if not _held(lock, me):
+                os.kill(me.pid, signal.SIGINT)
+                return
             os.utime(lock)
 
 

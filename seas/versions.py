@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def _of_product(
         yield Artifact(path("crop_and_paste"), "crop_and_paste", version, obeyed, seed, {"split": split})
 
     table = path("metrics").with_name(f"{product}.parquet")
-    obeyed = flow.parameters(settings, "data", stage="metrics") | {"metrics": settings.metrics.obeyed()}
+    obeyed = flow.parameters(settings, "metrics", "data", stage="metrics")
     obeyed["paper_weights"] = flow.measures_as_the_paper(dataset, experiment, seed, product)
     inputs = {"generation": path("generation"), "split": split}
     yield Artifact(table, "metrics", metrics_settings.STAGE_VERSION, obeyed, seed, inputs)
@@ -177,11 +178,36 @@ def _absent(artifact: Artifact, aside: Container[Path], unchecked: Container[Pat
     return None
 
 
+def made_as_wanted(flow: Workflow) -> set[Path]:
+    """The artifacts that lie in results/ and were made with the settings and versions of the configuration."""
+    found = set()
+    for artifact in artifacts(flow):
+        with suppress(InputError):  # a damaged manifest
+            if artifact.path.exists() and _made_otherwise(artifact) is None:
+                found.add(artifact.path)
+    return found
+
+
 def _disagreement(artifact: Artifact, fresh: set[Path]) -> str | None:
     """Why an artifact that is whole is not up to date: a sentence, or None when settings, version and inputs agree.
 
     ``fresh`` are the artifacts of the workflow that are known to be up to date.
     """
+    if told := _made_otherwise(artifact):
+        return told
+    for path in artifact.inputs.values():
+        if path.is_relative_to(RESULTS) and path not in fresh:
+            return f"its input {path} is not up to date"
+    hashes = {name: sha256(path) for name, path in artifact.inputs.items()}
+    manifest = read_manifest(artifact.path)
+    for name in sorted(hashes.keys() | manifest["inputs"].keys()):
+        if hashes.get(name) != manifest["inputs"].get(name):
+            return f"it was made from another {artifact.inputs.get(name, name)}"
+    return None
+
+
+def _made_otherwise(artifact: Artifact) -> str | None:
+    """Which version, seed or setting an artifact was made with that is not the configuration's: a sentence."""
     manifest = read_manifest(artifact.path)
     for name in ("stage", "stage_version", "seed"):
         if manifest[name] != getattr(artifact, name):
@@ -190,13 +216,6 @@ def _disagreement(artifact: Artifact, fresh: set[Path]) -> str | None:
     for key in sorted(was.keys() | should.keys()):
         if was.get(key) != should.get(key):
             return f"it was made with {key} = {was.get(key)}, and the settings say {should.get(key)}"
-    for path in artifact.inputs.values():
-        if path.is_relative_to(RESULTS) and path not in fresh:
-            return f"its input {path} is not up to date"
-    hashes = {name: sha256(path) for name, path in artifact.inputs.items()}
-    for name in sorted(hashes.keys() | manifest["inputs"].keys()):
-        if hashes.get(name) != manifest["inputs"].get(name):
-            return f"it was made from another {artifact.inputs.get(name, name)}"
     return None
 
 
@@ -226,6 +245,8 @@ def set_apart(flow: Workflow) -> Restored:
 
     What does not agree is renamed to a hidden name beside it, so that the next run makes it anew; it comes back when
     a later check with other settings finds that it agrees. What was made from something that is not here stays.
+
+    Raises InputError for two results of one name, one of them set aside earlier, that both do not agree.
     """
     fresh: set[Path] = set()
     aside: dict[Path, str] = {}
@@ -235,17 +256,13 @@ def set_apart(flow: Workflow) -> Restored:
         _bring_back(artifact.path)
         if not artifact.path.exists():
             missing.append(artifact.path)
-        elif reason := _damage(artifact.path):
-            _set_aside(artifact.path)
-            aside[artifact.path] = reason
-        elif reason := _absent(artifact, aside, unchecked):
-            unchecked[artifact.path] = reason
-        elif reason := _disagreement(artifact, fresh):
-            _set_aside(artifact.path)
-            aside[artifact.path] = reason
-        else:
-            remove(stale(artifact.path))
+        elif not (reason := _damage(artifact.path)) and (absent := _absent(artifact, aside, unchecked)):
+            unchecked[artifact.path] = absent
+        elif not (reason := reason or _disagreement(artifact, fresh)) or _earlier_agrees(artifact, fresh):
             fresh.add(artifact.path)
+        else:
+            _set_aside(artifact.path)
+            aside[artifact.path] = reason
     if RESULTS / "report" in fresh:
         _check_published(flow, fresh, aside, missing)
     return Restored(sorted(fresh), aside, unchecked, missing)
@@ -263,6 +280,7 @@ def _check_published(flow: Workflow, fresh: set[Path], aside: dict[Path, str], m
         if not output.exists():
             missing.append(output)
         elif wrong:
+            remove(stale(output))
             _set_aside(output)
             aside[output] = f"{RESULTS / wrong[0]} is not what the finished stages give"
         else:
@@ -273,13 +291,35 @@ def _has_text(path: Path, text: str) -> bool:
     return path.is_file() and path.read_bytes() == text.encode()
 
 
+def _earlier_agrees(artifact: Artifact, fresh: set[Path]) -> bool:
+    """Whether what was set aside earlier agrees, which then has changed places with what came since."""
+    if not stale(artifact.path).exists():
+        return False
+    _exchange(artifact.path)
+    with suppress(InputError):
+        if _damage(artifact.path) is None and _disagreement(artifact, fresh) is None:
+            return True
+    _exchange(artifact.path)
+    return False
+
+
+def _exchange(path: Path) -> None:
+    between = stale(stale(path))
+    os.replace(path, between)
+    os.replace(stale(path), path)
+    os.replace(between, stale(path))
+
+
 def _bring_back(path: Path) -> None:
     if not path.exists() and stale(path).exists():
         os.replace(stale(path), path)
 
 
 def _set_aside(path: Path) -> None:
-    remove(stale(path))
+    if stale(path).exists():
+        raise InputError(
+            f"{path} is to be set aside, and {stale(path)}, which was set aside earlier, would be lost: record or remove one of them"
+        )
     os.replace(path, stale(path))
 
 

@@ -4,6 +4,8 @@ import errno
 import json
 import re
 import shutil
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -527,3 +529,16 @@ def test_levels_of_attention_that_a_brought_base_lacks(generator, house):
     demo(generator={"attention_layers": [1, 2]}, **given).check()
     with pytest.raises(InputError, match=r"attention_layers is \[2, 3\] in seas on mine, but .* 2 levels"):
         demo(generator={"attention_layers": [2, 3]}, **given).check()
+
+
+def test_a_screen_on_a_full_disk_costs_lines_and_not_the_job(tmp_path, monkeypatch):
+    """A cluster job's screen is a file on the disk of its results."""
+    done, screen = [], open("/dev/full", "w")  # noqa: SIM115
+    monkeypatch.setattr(sys, "stdout", screen)
+    with job(str(tmp_path / "stage.log")):
+        print("a line", flush=True)
+        done.append("made")
+    monkeypatch.undo()
+    with suppress(OSError):
+        screen.close()
+    assert done == ["made"] and (tmp_path / "stage.log").read_text() == "a line\n"

@@ -58,6 +58,8 @@ class TestSplit:
         split = split_samples(table_of({"a": 5, "b": 1}), DataSettings(shots="all"), 0, {})
         assert set(split[split.type != "good"].role) == {"shot"}
         assert set(split[(split.type == "good") & (split.folder == "test")].role) == {"test"}
+        with pytest.raises(InputError, match="p: with data.shots 'all' good images alone are left to test"):
+            split_samples(table_of({"a": 5}, test_good=0), DataSettings(shots="all"), 0, {})
 
     def test_normals_by_seed(self):
         table = table_of({"a": 3}, good=40)

@@ -552,7 +552,7 @@ class TestEncodedImages:
         wide = np.tile(np.arange(48, dtype=np.uint8)[:, None], (24, 1, 3)).reshape(24, 48, 3)
         write_image(wide, tmp_path / "wide.png")
         split = pd.read_parquet(miniature.split).query("role in ('shot', 'normal')").head(12).copy()
-        split["image"], split["mask"] = "wide.png", ""
+        split = split.assign(image="wide.png", mask="", width=48, height=24)
         encoded = encode_images(split, tmp_path, miniature.data, load_pipeline(tiny_base).vae)
         assert encoded.boxes[2].tolist() == [8, 0, 16, 32]
         assert encoded.augmentation == "flips" and encoded.mean.shape[:2] == (12, 4), "it is turned upright"

@@ -11,11 +11,12 @@ import pytest
 import yaml
 
 from seas import artifacts, runs
-from seas.artifacts import Provenance, write_table
+from seas.artifacts import Provenance, write_json, write_table
 from seas.config import Workflow
 from seas.cost import cost_page, disk_bytes, longest_path, rates_of_finished, seconds
 from seas.plan import planned
 from seas.progress import progress_page, state
+from seas.versions import artifacts as artifacts_of
 
 RUN = Path("results/mine/seas/seed0")
 
@@ -124,13 +125,18 @@ class TestCost:
         assert disk_bytes(apart[rmp]) == 2 * disk_bytes(plain[rmp])
 
     def test_of_an_interrupted_stage_the_last_start_tells(self, flow):
-        finish(RUN / "generator/bolt", wall_seconds=100, measured={"updates": 50, "update_seconds": 99.0})
+        finish(RUN / "generator/bolt", wall_seconds=140, measured={"updates": 50, "update_seconds": 100.0})
+        finish(RUN / "generator/nut", wall_seconds=1000, measured={"updates": 1000, "update_seconds": 950.0})
         finish(RUN / "generation/bolt", wall_seconds=30, measured={"pairs": 20, "pair_seconds": 20.0})
-        # 50 of 1000 updates; 20 of 40 pairs, and with them half of the 60 images
-        assert rates_of_finished(planned(flow())) == {("generator", "cpu"): 2.0, ("generation", "cpu"): 1.0}
+        finish(RUN / "generation/nut", wall_seconds=30, measured={"pairs": 0, "pair_seconds": 0.0})
+        assert rates_of_finished(planned(flow())) == {("generator", "cpu"): 1.0, ("generation", "cpu"): 1.0}
+        twice = flow(generator=BASE["generator"] | {"gradient_accumulation": 2})
+        assert rates_of_finished(planned(twice))["generator", "cpu"] == 0.5
+        shards = flow(generation=BASE["generation"] | {"shards": 2})
+        assert rates_of_finished(planned(shards))["generation", "cpu"] == 1.0
 
     def test_finished_stages_tell_it_better(self, flow):
-        finish(RUN / "generator/bolt", wall_seconds=2000)
+        finish(RUN / "generator/bolt", wall_seconds=2040, measured={"updates": 1000, "update_seconds": 2000.0})
         jobs = planned(flow())
         finished = rates_of_finished(jobs)
         assert finished == {("generator", "cpu"): 2.0}
@@ -147,10 +153,15 @@ class TestCost:
         assert rates_of_finished(planned(flow())) == {("metrics", "cpu"): pytest.approx(100, rel=0.01)}
 
     def test_the_page_says_where_its_numbers_come_from(self, flow):
-        finish(RUN / "rmp/bolt", wall_seconds=160)
+        finish(RUN / "rmp/bolt", wall_seconds=200, measured={"updates": 1600, "update_seconds": 160.0})
+        wanted = next(artifact for artifact in artifacts_of(flow()) if artifact.path == RUN / "rmp/bolt")
+        manifest = {"stage": "rmp", "stage_version": wanted.stage_version, "settings": wanted.settings, "seed": 0}
+        write_json(manifest | {"inputs": {}, "content": {}}, RUN / "rmp/bolt/manifest.json")
         page = cost_page(flow())
         rows = {line.split("  ")[0]: line for line in page.splitlines() if "  " in line}
         assert "finished stages" in rows["rmp"] and "0.100" in rows["rmp"]
+        other = cost_page(flow(rmp={"channels": 96}))
+        assert "finished stages" not in other, "it was made with other settings"
         assert "developers' CPU" in rows["generator"]
         assert rows["index"].split()[-1] == "1.4", "800 MB and Snakemake's 600"
         page = cost_page(flow(compute={"device": "cuda"}))

@@ -23,6 +23,7 @@ from seas.report import parts, shots
 from seas.report.attention import token_attention
 from seas.report.cost import cost
 from seas.report.figures import attention_overlay, loss_curves
+from seas.report.parts import comparable_with_paper, limits, paper_table
 from seas.report.published import settings_of_stages, thinned
 from seas.report.runs import ReportedRun
 from seas.report.settings import ReportSettings
@@ -277,6 +278,29 @@ def test_mean_needs_every_product_and_names_mixed_protocols(runs):
     )
     assert not means.value.isna().any()
     assert means_over_products(results[results["product"] == "carpet"]).empty
+
+
+def test_a_mean_leaves_out_a_product_whose_value_is_no_number_and_says_so(runs):
+    """KID of MVTec AD's toothbrush: all of its 60 normals train the generator, and none is left to compare with."""
+    results = collect(runs)
+    results = results[(results["product"] != "") & (results.seed == 0)]
+    of_carpet = (results["product"] == "carpet") & (results.metric == "kid")
+    missing = results.assign(value=results.value.mask(of_carpet))
+    mean = one(means_over_products(missing), metric="kid")
+    others = results[(results.metric == "kid") & (results["product"] != "carpet")]
+    assert mean.value == pytest.approx(others.value.mean()) and mean.protocol.startswith("mean of 1 of 2 products")
+    told = [line for line in limits(runs, means_over_products(missing)) if line.startswith("A mean over products")]
+    assert len(told) == 1 and "KID of mvtec_ad (mean of 1 of 2 products)" in told[0]
+    assert not [line for line in limits(runs, means_over_products(results)) if line.startswith("A mean over")]
+
+
+def test_a_difference_that_is_no_number_is_shown_as_missing(runs):
+    compared = comparable_with_paper(collect(runs)).iloc[:1]
+    rows = [
+        paper_table(compared.assign(paper=paper, difference=d)).rows[0][-2]
+        for paper, d in ((0.04, np.nan), (0.2, 0.004), (80.0, -1.5))
+    ]
+    assert rows == ["–", "+0.004", "-1.50"]
 
 
 def test_spread_over_seeds_is_the_sample_standard_deviation(runs):

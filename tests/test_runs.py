@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -275,5 +276,31 @@ def test_held_for_a_block(monkeypatch, links):
 def test_a_damaged_lock_is_named(content):
     runs.LOCK.parent.mkdir()
     runs.LOCK.write_text(content)
-    with pytest.raises(InputError, match=r"results/.run is damaged"):
+    with pytest.raises(InputError, match=r"results/.run is damaged; .* start again in 3 minutes, or remove it"):
         runs.take_lock(on_cluster=False)
+    os.utime(runs.LOCK, (0, 0))
+    runs.take_lock(on_cluster=False)()
+    assert not runs.LOCK.exists()
+
+
+def test_a_lock_that_cannot_be_looked_at_ends_no_run(monkeypatch):
+    release = runs.take_lock(on_cluster=False)
+    me = runs.Holder(**json.loads(runs.LOCK.read_text()))
+    looks = []
+
+    def fails(lock, me):
+        looks.append(lock)
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(runs, "_held", fails)
+    monkeypatch.setattr(runs, "TOUCH_SECONDS", 0.01)
+    over = threading.Event()
+    keeper = threading.Thread(target=runs._keep, args=(runs.LOCK, me, over))
+    keeper.start()
+    while len(looks) < 3:
+        time.sleep(0.01)
+    assert keeper.is_alive()
+    over.set()
+    keeper.join()
+    monkeypatch.undo()
+    release()

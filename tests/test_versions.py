@@ -263,6 +263,22 @@ def test_a_made_again_artifact_replaces_what_was_set_aside(project):
     assert not list(Path("results").rglob(".*.stale"))
 
 
+def test_what_was_set_aside_is_not_lost_to_what_a_checkout_laid_in_its_place(project):
+    """A was made and not recorded; `seas restore` by B's settings sets it aside, and DVC brings B."""
+    of_b = flow(rmp={"channels": 96})
+    make(of_b)
+    shutil.copytree(RUN / "rmp/bolt", "recorded")
+    make(flow())
+    assert RUN / "rmp/bolt" in set_apart(of_b).aside
+    shutil.copytree("recorded", RUN / "rmp/bolt")
+    assert RUN / "rmp/bolt" in set_apart(of_b).fresh and stale(RUN / "rmp/bolt").exists()
+    assert RUN / "rmp/bolt" in set_apart(flow()).fresh, "A does not come back"
+    assert RUN / "rmp/bolt" in set_apart(of_b).fresh, "nor B after it"
+    with pytest.raises(InputError, match=r"rmp/bolt is to be set aside, and .*\.bolt\.stale, .* would be lost"):
+        set_apart(flow(rmp={"channels": 288}))
+    assert (RUN / "rmp/bolt").exists() and stale(RUN / "rmp/bolt").exists()
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_changed_text_of_git_is_named(project, name):
     make(flow())

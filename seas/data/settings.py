@@ -32,7 +32,8 @@ class DataSettings(StationSettings):
     augmentation: Literal["turns_and_flips", "flips", "half_turn", "none"] = setting(
         "turns_and_flips",
         "how training images are turned, one draw shared by an image, its mask and its normal: by 90° and mirrored, "
-        "mirrored alone (vertical grain stays vertical), by 180° alone (a thread keeps its hand), or not at all",
+        "mirrored alone (vertical grain stays vertical; padded photographs never more than that), by 180° alone (a thread keeps its "
+        "hand), or not at all",
         source="released code; ours",
     )
     groups: str | None = setting(

@@ -46,6 +46,11 @@ def split_samples(table: pd.DataFrame, settings: DataSettings, seed: int, groups
             f"{table['product'].iloc[0]}: no image of the type '{untested[0]}' is left to test; "
             "add images or set data.train_only_small_types"
         )
+    if settings.shots == "all" and not (role == "test").any():
+        raise InputError(
+            f"{table['product'].iloc[0]}: with data.shots 'all' good images alone are left to test, and there is none in test/good "
+            "that shares no group with a shot"
+        )
     if isinstance(settings.shots, int):
         for name in types:
             third = table.index[(table.type == name) & (role == "shot")]

@@ -1,5 +1,6 @@
 """Scoring of photographs by a trained model: maps, overlays and a decision for each."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ from seas.images import fit, outlined, placement, read_image, write_image
 from seas.scores import image_maxima
 from seas.settings import ComputeSettings
 from seas.training import prepare_device, progress
+
+LONGEST_NAME = 230
+"""Bytes of a name: file systems take 255, and a file that is being written has a longer one."""
 
 
 def predict_images(
@@ -99,6 +103,10 @@ def _photographs(images: Sequence[Path]) -> dict[str, Path]:
     names: dict[str, Path] = {}
     for path in paths:
         name = path.stem if stems.count(path.stem) == 1 else _long_name(path)
+        if len(os.fsencode(name)) > LONGEST_NAME:
+            raise InputError(
+                f"{path}: what is written of it would be called {name}.png, which is too long; rename or move it"
+            )
         if name in names:
             raise InputError(f"{names[name]} and {path} would both be written as {name}.png; give one of them")
         names[name] = path

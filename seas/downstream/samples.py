@@ -10,7 +10,7 @@ import pandas as pd
 
 from seas.artifacts import read_table
 from seas.errors import InputError
-from seas.images import FIT_OF_MADE, Fitted, augment, draw_augmentation, keeping_the_padding, load_fitted
+from seas.images import FIT_OF_MADE, Fitted, augment, bounding_box, draw_augmentation, keeping_the_padding, load_fitted
 from seas.seeding import rng
 
 CACHE_BYTES = 2 * 2**30
@@ -101,10 +101,12 @@ class SegmentationBatches:
             samples[int(rng(self._seed, "downstream order", pool, epoch).permutation(len(samples))[place])]
         )
         draws = rng(self._seed, "downstream augmentation", pool, step, number)
-        turn = draw_augmentation(draws, keeping_the_padding(self._augmentation, fitted.valid))
+        _, _, height, width = bounding_box(fitted.valid)
+        turn = draw_augmentation(draws, keeping_the_padding(self._augmentation, height, width))
         contrast, brightness = 1 + self._jitter * draws.uniform(-1, 1, 2)
         image = augment(fitted.image, turn).astype(np.float32)
-        image = (image - image.mean()) * contrast + image.mean() * brightness
+        mean = fitted.image[fitted.valid].mean()
+        image = (image - mean) * contrast + mean * brightness
         return Fitted(np.uint8(image.clip(0, 255).round()), augment(fitted.mask, turn), augment(fitted.valid, turn))
 
     def _read(self, sample: Sample) -> Fitted:

@@ -10,7 +10,7 @@ from seas.artifacts import Provenance, read_table, writing_folder
 from seas.data.settings import DataSettings
 from seas.generation.settings import CROP_AND_PASTE_STAGE_VERSION, limit_of_type
 from seas.generation.tree import write_generated, write_images_table
-from seas.images import SYMMETRIES, Fitted, augment, bounding_box, bounding_slices, load_fitted
+from seas.images import SYMMETRIES, Fitted, augment, bounding_box, bounding_slices, keeping_the_padding, load_fitted
 from seas.seeding import rng
 from seas.training import progress
 
@@ -50,7 +50,9 @@ def crop_and_paste_product(
                     defects[random.integers(len(defects))][0],
                     normals[random.integers(len(normals))],
                 )
-                turn = int(random.choice(turns_that_fit(defect, normal, data.augmentation)))
+                _, _, height, width = bounding_box(normal.valid)
+                augmentation = keeping_the_padding(data.augmentation, height, width)
+                turn = int(random.choice(turns_that_fit(defect, normal, augmentation)))
                 image, mask = paste(random, defect, normal, turn)
                 part = bounding_slices(normal.valid)
                 rows.append(

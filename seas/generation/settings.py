@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from seas.settings import StationSettings, setting
 
 STAGE_VERSION = 4
-CROP_AND_PASTE_STAGE_VERSION = 2
+CROP_AND_PASTE_STAGE_VERSION = 3
 AUTOMATIC = {"cpu": 8, "cuda": 64}
 """Images made at once, at most, where batch_size is auto; on a GPU the number is halved until they fit into its memory."""
 PIXELS_AT_ONCE = 16 * 512**2
@@ -38,7 +38,8 @@ class GenerationSettings(StationSettings):
     )
     initial_signal: float = setting(
         0.098,
-        "share √ᾱ of a training normal's latent in the first latent, rounded to a timestep's; 0 starts from pure noise",
+        "share √ᾱ of a training normal's latent in the first latent, rounded to a timestep's but for one below the last; 0 starts from "
+        "pure noise",
         source="released code",
         ge=0,
         lt=1,

@@ -15,7 +15,16 @@ from torch import Tensor
 
 from seas.data.settings import DataSettings
 from seas.errors import InputError
-from seas.images import SYMMETRIES, augment, bounding_box, keeping_the_padding, load_fitted, mirrored, to_tensor
+from seas.images import (
+    SYMMETRIES,
+    augment,
+    bounding_box,
+    keeping_the_padding,
+    load_fitted,
+    mirrored,
+    placement,
+    to_tensor,
+)
 from seas.training import progress
 
 ENCODED = "encoded_images.safetensors"
@@ -159,8 +168,10 @@ def encode_images(
     kept = split[split.role.isin(["shot", "normal"])]
     photographs = [load_fitted(root, row, data.image_size, data.fit) for row in kept.itertuples()]
     augmentation = data.augmentation
-    for fitted in photographs:
-        augmentation = keeping_the_padding(augmentation, fitted.valid)
+    for row in split.itertuples():  # of all, so that it depends neither on the seed nor on the number of shots
+        place = placement(row.height, row.width, data.image_size, data.fit)
+        sides = (min(side, data.image_size) for side in (place.height, place.width))
+        augmentation = keeping_the_padding(augmentation, *sides)
     means, deviations = [], []
     for fitted in progress(photographs, f"encode {product}"):
         images = torch.stack([to_tensor(augment(fitted.image, turn)) for turn in SYMMETRIES[augmentation]])

@@ -114,6 +114,12 @@ def limits(runs: Sequence[ReportedRun], results: pd.DataFrame) -> list[str]:
         sentences.append("An experiment with one seed cannot tell a small difference from chance.")
     if _stand_ins(results):
         sentences.append(_stand_in_sentence(results))
+    of_some = results[(results["product"] == "") & results.protocol.str.startswith("mean of ")]
+    if len(of_some):
+        told = sorted(
+            {f"{metric_label(r.level, r.metric)} of {r.dataset} ({r.protocol})" for r in of_some.itertuples()}
+        )
+        sentences.append(f"A mean over products leaves out those without a number: {', '.join(told)}.")
     return sentences
 
 
@@ -322,7 +328,7 @@ def paper_table(compared: pd.DataFrame) -> TextTable:
             metric_label(row.level, row.metric),
             shown(row.value, row.spread),
             shown(row.paper),
-            f"{row.difference:+.2f}",
+            MISSING if np.isnan(row.difference) else f"{row.difference:+.{3 if abs(row.paper) < 10 else 2}f}",
             str(row.paper_table),
         ]
         for row in compared.itertuples()

@@ -51,12 +51,12 @@ def settings_of_stages(runs: Sequence[ReportedRun]) -> dict[str, Any]:
     """dataset → experiment → stage → its settings and ``stage_version``, as the manifests have them.
 
     What differs from product to product, such as the hash of a file of groups, is a list of the different values. The base
-    is told by its name and the start of its hash.
+    is told by its name and the start of its hash, photographs and masks by the start of their fingerprint.
     A segmentation model's ``scope`` is what it was trained on: with some of the products alone no model is unified.
     """
     told: dict[tuple[str, str, str, str], list[Any]] = {}
     for run in runs:
-        for artifact in run.artifacts():
+        for artifact in [*run.indices(), *run.artifacts()]:
             if artifact.is_file() and not has_manifest(artifact):
                 continue  # a table of an earlier version
             for stage, section, content in _told(read_manifest(artifact), run):
@@ -74,6 +74,9 @@ def _told(manifest: dict[str, Any], run: ReportedRun) -> Iterator[tuple[str, str
     """(stage, section, content) of what one artifact tells, the same for all arms."""
     stage = manifest["stage"]
     yield stage, "stage_version", manifest["stage_version"]
+    if stage == "index":
+        yield stage, "photographs", manifest["settings"]["fingerprint"][:12]
+        return
     if stage == "generator":
         yield "base", "base", {"name": run.base, "sha256": manifest["inputs"]["base"][:12]}
     for section, content in manifest["settings"].items():

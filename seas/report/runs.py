@@ -79,6 +79,12 @@ class ReportedRun:
         stages = [path for results in self.products.values() for path in vars(results).values()]
         return [*stages, *(arm.folder for arm in self.downstream)]
 
+    def indices(self) -> list[Path]:
+        """The tables of the products' photographs, where they are here: they tell when photographs or masks changed."""
+        splits = (results.split for results in self.products.values())
+        tables = (split.parents[3] / "data" / split.name for split in splits)
+        return [table for table in tables if table.is_file()]
+
 
 def said_of(runs: Sequence[ReportedRun]) -> dict[str, Any]:
     """What the page says of the runs that no input holds, by plain names: a part of the report's provenance."""

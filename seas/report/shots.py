@@ -27,7 +27,7 @@ def shots_parts(runs: Sequence[ReportedRun], results: pd.DataFrame, figures: Pat
     Its figures are written into the folder ``figures``.
     """
     families: dict[tuple[str, str], list[ReportedRun]] = {}
-    for run in runs:
+    for run in filter(_has_tested_defects, runs):
         families.setdefault((run.dataset, run.all_shots), []).append(run)
     for (dataset, family), members in families.items():
         number = {run.experiment: shots_a_type(run) for run in members}
@@ -49,6 +49,12 @@ def shots_parts(runs: Sequence[ReportedRun], results: pd.DataFrame, figures: Pat
                 blocks.append(Block(heading, gains(of_metric), arms_by_shots(of_metric), pictures))
         title = f"{dataset}: how many photographed defects do generated pairs save?"
         yield Part(title, f"{dataset}-{family}-shots", blocks)
+
+
+def _has_tested_defects(run: ReportedRun) -> bool:
+    """Not so with ``data.shots: all``."""
+    tables = (read_table(product.split) for product in run.products.values())
+    return any(((split.role == "test") & (split.type != "good")).any() for split in tables)
 
 
 def shots_a_type(run: ReportedRun) -> float:

@@ -80,8 +80,9 @@ def _of_run(run: ReportedRun) -> pd.DataFrame:
 def means_over_products(results: pd.DataFrame) -> pd.DataFrame:
     """The unweighted mean over products of each result that every product of its run has.
 
-    Of a segmentation model it is that over the products with abnormal images to test it on. A run of one product has no such
-    mean.
+    Of a segmentation model it is that over the products with abnormal images to test it on; where some products' value is no
+    number (KID, where no training normal is left to compare with), it is that of the others, and the protocol says how many.
+    A run of one product has no such mean.
     The rows have an empty product; a protocol or an extractor that differs between the products is named "mixed".
     """
     measured = ["dataset", "experiment", "seed", "model", "trained_on"]
@@ -91,7 +92,9 @@ def means_over_products(results: pd.DataFrame) -> pd.DataFrame:
     for _, rows in results.groupby([column for column in KEY if column != "product"]):
         names = _common_names(rows)
         if 1 < len(rows) == counts[tuple(names[column] for column in measured)]:
-            means.append({**names, "product": "", "value": rows["value"].mean(skipna=False)})
+            if 0 < rows.value.count() < len(rows):
+                names["protocol"] = f"mean of {rows.value.count()} of {len(rows)} products"
+            means.append({**names, "product": "", "value": rows.value.mean()})
     return pd.DataFrame(means, columns=RESULT_COLUMNS)
 
 

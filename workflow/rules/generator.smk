@@ -1,15 +1,14 @@
 from seas.generator import settings as generator_settings
 
 
-def base_of(wc):
-    """A base that is given is judged by its hash: an update of the project changes the time of the shipped one's folder."""
-    base = flow.base(wc.dataset, wc.experiment)
-    return ancient(base) if flow.given_base(wc.dataset, wc.experiment) else base
+def trained_base(wc):
+    """A base that is given is no input but judged by its hash, whatever its folder's time and wherever it lies."""
+    return [] if flow.given_base(wc.dataset, wc.experiment) else flow.base(wc.dataset, wc.experiment)
 
 
 rule generator:
     input:
-        base=base_of,
+        base=trained_base,
         split=lambda wc: flow.split(**wc),
     output:
         directory("results/{dataset}/{experiment}/seed{seed}/generator/{product}"),
@@ -24,6 +23,8 @@ rule generator:
             flow.settings(wc.dataset, wc.experiment), "generator", "data", stage="generator"
         ),
         base=lambda wc: flow.given_base(wc.dataset, wc.experiment),
+        # A function of the input, too, is not compared with what an earlier run had.
+        base_folder=lambda wc, input: flow.base(wc.dataset, wc.experiment),
         stage_version=generator_settings.STAGE_VERSION,
     script:
         "../scripts/generator.py"

@@ -17,6 +17,8 @@ rule metrics:
         settings=lambda wc: flow.parameters(
             flow.settings(wc.dataset, wc.experiment), "metrics", "data", stage="metrics"
         ),
+        # A function of the input, too, is not compared with what an earlier run had.
+        weights_folder=lambda wc, input: flow.settings(wc.dataset, wc.experiment).metrics.weights_folder,
         paper_weights=lambda wc: flow.measures_as_the_paper(**wc),
         stage_version=metrics_settings.STAGE_VERSION,
     script:

@@ -11,7 +11,7 @@ with job(snakemake.log[0]):
 
     settings = snakemake.params.settings
     train_generator(
-        Path(snakemake.input.base),
+        Path(snakemake.params.base_folder),
         Path(snakemake.input.split),
         read_dataset(snakemake.wildcards.dataset).root,
         GeneratorSettings(**settings["generator"]),

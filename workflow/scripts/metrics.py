@@ -14,7 +14,7 @@ with job(snakemake.log[0]):
         Path(snakemake.input.generation),
         Path(snakemake.input.split),
         read_dataset(snakemake.wildcards.dataset).root,
-        MetricsSettings(**settings["metrics"]),
+        MetricsSettings(**settings["metrics"], weights_folder=snakemake.params.weights_folder),
         DataSettings(**settings["data"]),
         ComputeSettings(**{"threads": snakemake.threads} | settings["compute"]),
         int(snakemake.wildcards.seed),
