@@ -188,6 +188,23 @@ class TestRuns:
         file.write_text(before)
         assert plan == {"report": 1}
 
+    def test_a_given_base_in_another_place_is_the_same_base(self, finished, tmp_path):
+        house, target = make_house(tmp_path / "house"), "results/mine/seas/seed0/generator/washer"
+
+        def given(folder):
+            return changed(house, base={"name": "given", "pretrained": folder})
+
+        not_ours = shutil.ignore_patterns("manifest.json")  # by which a base of the workflow's own is known
+        shutil.copytree(finished / "results/base/tiny", house / "models/here", ignore=not_ours)
+        snakemake(house, given("models/here"), "--", target)
+        (house / "models/here").rename(house / "models/there")
+        assert planned(house, given("models/there"), "--", target) == {}
+        weights = house / "models/there/unet/diffusion_pytorch_model.safetensors"
+        content = weights.read_bytes()
+        half = len(content) // 2
+        weights.write_bytes(content[:half] + bytes(byte ^ 1 for byte in content[half:]))
+        assert planned(house, given("models/there"), "--", target) == {"generator": 1}
+
     def test_the_plan_of_cost_and_progress_is_snakemakes(self, finished, monkeypatch):
         monkeypatch.chdir(finished)
         jobs = planned_jobs(load_workflow([Path("config/demo.yaml"), Path("tiny.yaml")])).values()
