@@ -447,6 +447,17 @@ class TestPredict:
         y, x = np.argwhere(found > 128).mean(0)
         assert (y, x) == pytest.approx((47.5, 103.5), abs=2)
 
+    def test_a_name_that_is_too_long_to_be_written_is_refused_at_once(self, tmp_path):
+        from seas.downstream import predict
+
+        (tmp_path / "photographs").mkdir()
+        short, long = (tmp_path / "photographs" / f"{'x' * length}.png" for length in (200, 240))
+        for path in (short, long):
+            path.touch()
+        assert predict._photographs([short]) == {short.stem: short}
+        with pytest.raises(InputError, match=r"x\.png, which is too long; rename or move it"):
+            predict._photographs([short, long])
+
     def test_windows_are_cut_as_those_of_a_dataset(self, trained, monkeypatch, tmp_path):
         """A spot of 4 px of 100 × 150 vanishes at the model's 32 px; in windows of 32 px it is seen as it is, in its place."""
         from seas.downstream import predict
