@@ -33,7 +33,6 @@ from seas.generation.sampler import (
     on_background,
     sampling_scheduler,
     timesteps_from,
-    visible_regions,
 )
 from seas.generation.settings import GenerationSettings
 from seas.generator.encoded import EncodedImages, load_encoded
@@ -463,20 +462,6 @@ class TestBackground:
         profile = on_background(image, mask, background)[20, 20:40, 0].astype(int)
         # Half a pixel and one and a half inside of its edge, 2 pixels from the mask: the normal distribution up to there.
         assert profile.tolist() == pytest.approx([180] * 10 + [174.6, 155.3] + [100] * 8, abs=1.6)
-
-    def test_a_region_in_which_hardly_anything_is_seen_is_no_defect(self):
-        """A spot 40 darker, one 6 darker, and one whose grain differs by 40 from pixel to pixel, by 0 in the mean."""
-        background = np.full((64, 64, 3), 100, np.uint8)
-        image, mask = background.copy(), np.zeros((64, 64), bool)
-        dark, faint, grainy = (slice(8, 20), slice(8, 20)), (slice(8, 20), slice(40, 52)), (slice(40, 52), slice(8, 20))
-        image[dark], image[faint] = 60, 94
-        image[grainy][::2], image[grainy][1::2] = 120, 80
-        for spot in (dark, faint, grainy):
-            mask[spot] = True
-        kept = visible_regions(mask, image, background, 10)
-        assert kept[dark].all() and kept.sum() == 144
-        assert (visible_regions(mask, image, background, 3)[faint]).all()
-        assert not visible_regions(np.zeros_like(mask), image, background, 3).any()
 
     def test_without_a_mask_nothing_of_the_image_is_left(self):
         image, background = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
-from scipy.ndimage import distance_transform_cdt, gaussian_filter, label, mean
+from scipy.ndimage import distance_transform_cdt, gaussian_filter
 from skimage.filters import apply_hysteresis_threshold
 from torch import Tensor
 
@@ -74,18 +74,6 @@ def mask_of(probability: np.ndarray, threshold: float, peak_threshold: float | N
     if peak_threshold is None:
         return probability > threshold
     return apply_hysteresis_threshold(probability, threshold, peak_threshold)
-
-
-def visible_regions(mask: np.ndarray, image: np.ndarray, background: np.ndarray, least_contrast: float) -> np.ndarray:
-    """The connected regions of a mask in which the image differs from its background by ``least_contrast`` grey levels.
-
-    The difference is that of the colours, smoothed by a 64th of the side so that grain does not count, and averaged over
-    the region. mask: bool (H, W). image, background: uint8 (H, W, 3).
-    """
-    difference = gaussian_filter(image.astype(np.float32) - background, max(mask.shape) / 64, axes=(0, 1))
-    regions, count = label(mask, np.ones((3, 3)))
-    contrasts = mean(np.abs(difference).mean(-1), regions, range(count + 1))
-    return mask & (np.asarray(contrasts) >= least_contrast)[regions]
 
 
 FARTHEST = 1e-3
@@ -222,9 +210,5 @@ class PairSampler:
         part = (slice(top, top + height), slice(left, left + width))
         image, mask = image[part], mask_of(probability[part], self.settings.threshold, self.settings.peak_threshold)
         if pair and self.settings.background == "photographed":
-            normal, least_contrast = self.start.images[source].numpy()[part], self.settings.least_contrast
-            drawn, image = image, on_background(image, mask, normal)
-            if least_contrast is not None:
-                mask = visible_regions(mask, image, normal, least_contrast)
-                image = on_background(drawn, mask, normal)
+            image = on_background(image, mask, self.start.images[source].numpy()[part])
         return Generated(image, mask, self.start.names[source] if self.settings.initial_signal else "")

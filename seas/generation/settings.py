@@ -64,15 +64,6 @@ class GenerationSettings(StationSettings):
         gt=0,
         lt=1,
     )
-    least_contrast: float | None = setting(
-        None,
-        "grey levels of 255 by which a connected region of a mask must differ from the photographed normal behind it, in the mean and "
-        "smoothed by a 64th of the side, to stay: where hardly anything is seen there is no defect; null: every region stays",
-        unit="grey levels",
-        source="ours",
-        gt=0,
-        lt=255,
-    )
     mask_steps: int = setting(3, "last steps whose predicted masks are averaged", unit="steps", source="Sec. A.2", ge=1)
     empty_mask: Literal["redraw", "keep"] = setting(
         "redraw", "what is done with a pair whose mask is empty", source="ours"
@@ -136,6 +127,4 @@ class GenerationSettings(StationSettings):
     def _a_photographed_background_starts_the_image(self) -> "GenerationSettings":
         if self.background == "photographed" and not self.initial_signal:
             raise ValueError("background 'photographed' needs an initial_signal: with 0 no normal starts the image")
-        if self.least_contrast is not None and self.background != "photographed":
-            raise ValueError("least_contrast needs background 'photographed', which a defect is compared with")
         return self
