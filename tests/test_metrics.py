@@ -504,17 +504,22 @@ def test_all_real_images_can_be_the_references(measured):
     assert "references=3" in protocol(table, "ic_lpips", "type=cut")
 
 
-def test_kid_draws_from_many_unseen_normals(measured, monkeypatch):
-    whole = value(measured(), "kid")
-    read = evaluate._Evaluation._real
-    seen = []
-    monkeypatch.setattr(
-        evaluate._Evaluation,
-        "_real",
-        lambda self, rows: (seen.append((set(rows.role), len(rows))), read(self, rows))[1],
-    )
-    assert value(measured(kid_normals=2, batch_size=1), "kid") == pytest.approx(whole)
-    assert [counted for roles, counted in seen if roles == {"reserve"}] == [1, 1], "more than a batch is held at once"
+def test_kid_draws_from_many_unseen_normals_and_holds_a_batch(measured, monkeypatch):
+    read, of_normals = evaluate._Evaluation._real, evaluate._Evaluation.of_normals
+    batches = []
+
+    def counted(self, rows):
+        batches.append((set(rows.role), len(rows)))
+        return read(self, rows)
+
+    def of_many(self, generated, reserve):
+        return of_normals(self, generated, pd.concat([reserve] * 3, ignore_index=True))
+
+    monkeypatch.setattr(evaluate._Evaluation, "_real", counted)
+    monkeypatch.setattr(evaluate._Evaluation, "of_normals", of_many)
+    table = measured(kid_normals=4, batch_size=1)
+    assert "real=4" in protocol(table, "kid")
+    assert [number for roles, number in batches if roles == {"reserve"}] == [1] * 4
 
 
 def test_kid_without_unseen_normals_is_no_number_and_says_why(measured):

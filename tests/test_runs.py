@@ -297,7 +297,7 @@ def test_a_lock_that_cannot_be_looked_at_ends_no_run(monkeypatch):
     over = threading.Event()
     keeper = threading.Thread(target=runs._keep, args=(runs.LOCK, me, over))
     keeper.start()
-    while len(looks) < 3:
+    while len(looks) < 3 and keeper.is_alive():
         time.sleep(0.01)
     assert keeper.is_alive()
     over.set()
