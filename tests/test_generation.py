@@ -38,7 +38,7 @@ from seas.generation.settings import GenerationSettings
 from seas.generator.encoded import EncodedImages, load_encoded
 from seas.generator.pipeline import encode_prompts, load_pipeline
 from seas.generator.prompts import Prompts
-from seas.images import Fitted, read_image, read_mask, write_image, write_mask
+from seas.images import Fitted, bounding_box, read_image, read_mask, write_image, write_mask
 from seas.report.cost import ms_an_image, peak_memory
 from seas.rmp.train import load_rmp
 from seas.seeding import torch_rng
@@ -686,6 +686,21 @@ class TestCropAndPaste:
             tmp_path / "split.parquet", tmp_path, 12, None, DataSettings(image_size=48), 0, output=tmp_path / "p"
         )
         assert [read_mask(path).sum() for path in (tmp_path / "p/ground_truth/cut").iterdir()] == [mask.sum()] * 12
+
+    def test_what_lies_on_a_wide_product_is_not_stood_up(self, tmp_path):
+        """Nor is a generated defect: padded photographs are not turned by 90°."""
+        mask = np.zeros((24, 48), bool)
+        mask[10:12, 4:12] = True
+        write_image(np.zeros((24, 48, 3), np.uint8), tmp_path / "wide.png")
+        write_mask(mask, tmp_path / "mask.png")
+        rows = [("good", "normal", "wide.png", ""), ("cut", "shot", "wide.png", "mask.png")]
+        split = pd.DataFrame(rows, columns=["type", "role", "image", "mask"]).assign(product="p")
+        write_table(split, tmp_path / "split.parquet")
+        crop_and_paste_product(
+            tmp_path / "split.parquet", tmp_path, 12, None, DataSettings(image_size=48), 0, output=tmp_path / "p"
+        )
+        boxes = {bounding_box(read_mask(path))[2:] for path in (tmp_path / "p/ground_truth/cut").iterdir()}
+        assert boxes == {(2, 8)}
 
     def test_a_shot_with_a_larger_mask_is_left_out_unless_all_have_one(self, tmp_path):
         write_image(np.zeros((24, 48, 3), np.uint8), tmp_path / "wide.png")

@@ -204,6 +204,25 @@ def test_another_base_is_a_changed_setting(project):
     )
 
 
+def test_other_photographs_are_a_changed_setting(project):
+    def told():
+        make(flow())
+        return settings_of_stages(reported_runs(flow()))
+
+    before = told()
+    Path("photos/bolt/train/good/0.png").write_bytes(b"00")
+    assert [setting for setting, _, _ in changed_settings(before, told())] == ["photographs"]
+
+
+def test_a_setting_of_one_side_alone_is_a_changed_one():
+    before = {"mine": {"seas": {"rmp": {"rmp": {"skip": True}}, "old": {"old": {"a": None}}}}}
+    after = {"mine": {"seas": {"rmp": {"rmp": {"skip": True, "mrms": None}}}}}
+    assert changed_settings(before, after) == {
+        ("rmp.mrms", "absent", "null"): {"mine/seas": ["rmp"]},
+        ("old.a", "null", "absent"): {"mine/seas": ["old"]},
+    }
+
+
 @pytest.mark.parametrize("product", ["bolt", "nut"])
 def test_another_file_of_groups_of_any_product_is_a_changed_setting(project, product):
     for name in ("bolt", "nut"):
