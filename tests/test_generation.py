@@ -674,33 +674,27 @@ class TestCropAndPaste:
         normal, defect = Fitted(nothing, ~valid, valid), Fitted(nothing, shape, ~valid)
         assert turns_that_fit(defect, normal, augmentation) == turns
 
-    def test_a_long_defect_on_a_wide_product_stays_whole(self, tmp_path):
+    def pasted_on_a_wide_product(self, tmp_path, defect):
+        """The twelve masks of a shot of 24 × 48 pixels whose defect fills the slices ``defect``, pasted on its like."""
         mask = np.zeros((24, 48), bool)
-        mask[10:13, 4:40] = True
+        mask[defect] = True
         write_image(np.zeros((24, 48, 3), np.uint8), tmp_path / "wide.png")
         write_mask(mask, tmp_path / "mask.png")
         rows = [("good", "normal", "wide.png", ""), ("cut", "shot", "wide.png", "mask.png")]
         split = pd.DataFrame(rows, columns=["type", "role", "image", "mask"]).assign(product="p")
         write_table(split, tmp_path / "split.parquet")
-        crop_and_paste_product(
-            tmp_path / "split.parquet", tmp_path, 12, None, DataSettings(image_size=48), 0, output=tmp_path / "p"
-        )
-        assert [read_mask(path).sum() for path in (tmp_path / "p/ground_truth/cut").iterdir()] == [mask.sum()] * 12
+        data = DataSettings(image_size=48)
+        crop_and_paste_product(tmp_path / "split.parquet", tmp_path, 12, None, data, 0, output=tmp_path / "p")
+        return [read_mask(path) for path in (tmp_path / "p/ground_truth/cut").iterdir()]
+
+    def test_a_long_defect_on_a_wide_product_stays_whole(self, tmp_path):
+        masks = self.pasted_on_a_wide_product(tmp_path, np.s_[10:13, 4:40])
+        assert [mask.sum() for mask in masks] == [3 * 36] * 12
 
     def test_what_lies_on_a_wide_product_is_not_stood_up(self, tmp_path):
         """Nor is a generated defect: padded photographs are not turned by 90°."""
-        mask = np.zeros((24, 48), bool)
-        mask[10:12, 4:12] = True
-        write_image(np.zeros((24, 48, 3), np.uint8), tmp_path / "wide.png")
-        write_mask(mask, tmp_path / "mask.png")
-        rows = [("good", "normal", "wide.png", ""), ("cut", "shot", "wide.png", "mask.png")]
-        split = pd.DataFrame(rows, columns=["type", "role", "image", "mask"]).assign(product="p")
-        write_table(split, tmp_path / "split.parquet")
-        crop_and_paste_product(
-            tmp_path / "split.parquet", tmp_path, 12, None, DataSettings(image_size=48), 0, output=tmp_path / "p"
-        )
-        boxes = {bounding_box(read_mask(path))[2:] for path in (tmp_path / "p/ground_truth/cut").iterdir()}
-        assert boxes == {(2, 8)}
+        masks = self.pasted_on_a_wide_product(tmp_path, np.s_[10:12, 4:12])
+        assert [bounding_box(mask)[2:] for mask in masks] == [(2, 8)] * 12
 
     def test_a_shot_with_a_larger_mask_is_left_out_unless_all_have_one(self, tmp_path):
         write_image(np.zeros((24, 48, 3), np.uint8), tmp_path / "wide.png")
