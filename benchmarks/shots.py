@@ -69,7 +69,8 @@ def added(points: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
 def replaced(points: pd.DataFrame, new: pd.DataFrame) -> list[str]:
     """The points that ``new`` gives other values, as text."""
     both = points.merge(new, on=POINT, suffixes=("", "_new"))
-    changed = (both[COLUMNS].to_numpy() != both[[f"{column}_new" for column in COLUMNS]].to_numpy()).any(1)
+    old, given = (both[[column + end for column in COLUMNS]].to_numpy(float) for end in ("", "_new"))
+    changed = ~np.isclose(old, given, equal_nan=True).all(1)
     return [", ".join(map(str, point)) for point in both.loc[changed, POINT].itertuples(index=False)]
 
 

@@ -16,7 +16,7 @@ METER = re.compile(r"(\d+)/(\d+) \[")
 TAIL_BYTES = 20_000
 SILENT_SECONDS = {"metrics": 3600, "report": 3600}
 """Metrics print a line for each type, 1000 images in the paper's networks on a CPU; the report prints none."""
-SILENT_SECONDS_OF_A_TRAINING = 180
+SILENT_SECONDS_OF_OTHERS = 180
 """Any other job that computes prints a line every 5 s; the longest breaks are the loading and the writing of a base."""
 
 
@@ -46,7 +46,7 @@ def state(job: Job, begun: float | None) -> State:
     far = f"{meters[-1][0]} of {meters[-1][1]}" if meters else "begun"
     if begun is not None and written >= begun:
         silent = time.time() - written
-        if silent > SILENT_SECONDS.get(job.stage, SILENT_SECONDS_OF_A_TRAINING):
+        if silent > SILENT_SECONDS.get(job.stage, SILENT_SECONDS_OF_OTHERS):
             return State("silent", f"{far}, silent for {silent / 60:.0f} min: waiting to be resubmitted, or dead")
         return State("running", f"{far}, {silent:.0f} s ago")
     return State("stopped", far)

@@ -100,8 +100,9 @@ def _check_product(root: Path, layout: str, data: DataSettings, output: Path, pr
             f"  {len(copies)} test images are copies of training images (put both into one group, data.groups): "
             f"{', '.join(copies[:5])}{', …' if len(copies) > 5 else ''}"
         )
+    depths = {image: 16 if has_sixteen_bits(root / image) else 8 for image in split.image}
     for bits, level in DARK.items():
-        of_depth = [image for image in split.image if (bits == 16) == has_sixteen_bits(root / image)]
+        of_depth = [image for image, depth in depths.items() if depth == bits]
         if dark := [image for image in of_depth if np.percentile(read_image(root / image), BRIGHTEST) <= level]:
             lines.append(
                 f"  {len(dark)} images of {bits} bits are dark, {BRIGHTEST} % of the values not above {level} of 255"
