@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +91,16 @@ def reference_page() -> str:
         "# Settings",
         "",
         "Written by `seas settings` from the settings classes. `config.yaml` is the paper's run; `demo.yaml` is laid over it",
-        "for the small run on a CPU. A file of `datasets/` holds `root` and, as needed, a `description` for the report, the `layout`",
+        "for the small run on a CPU, `windows.yaml` over `demo.yaml` for windows of photographs; `card_24gb.yaml` and `card_12gb.yaml` make the",
+        "paper's run fit smaller GPUs, and `base.yaml` makes the shipped base. A file of `datasets/` holds `root` and, as needed, a `description` for the report, the `layout`",
         "(`mvtec_ad`, the only one so far) and `settings` that differ for this dataset. A file of `experiments/` holds its parent",
         "(`extends`), the `settings` that differ from the parent's, a `description`, and a `variant` if it is a row of the paper's tables.",
-        "The more particular wins: config < dataset < experiment. What `report` holds stands in the configuration file alone, and in how",
-        "many shards a set is made, which changes no image, says the experiment whose set it is.",
+        "The more particular wins: config < dataset < experiment. `report` may be set in the configuration file only.",
+        "`generation.shards` is taken from the experiment that owns the generated set; it changes no image.",
         "",
         "To change a setting, write a file of your own and name it last: `--configfile config/demo.yaml my.yaml`. A name such as",
         "`generation.shards` is the key `shards` below `generation`: `generation: {shards: 10}`; for one run,",
-        "`--config 'generation={shards: 10}'`.",
+        "`--config 'generation={shards: 10}'`. Neither wins over a dataset's or an experiment's file that sets the same key: change it there.",
         "",
         "`seas` is the method as this project reads the paper; `released_code` sets every option as the authors' code does. That code's",
         "mistakes are no options: type numbers that are mixed up on VisA; only the first eight token positions; normals of which only",
@@ -108,14 +109,12 @@ def reference_page() -> str:
         "",
         "## What runs",
         "",
-        *_table(
-            Config, [name for name in Config.model_fields if name in ("datasets", "products", "experiments", "seeds")]
-        ),
+        *_table(Config, {"config.yaml": Config(**PAPER)}, ("datasets", "products", "experiments", "seeds")),
     ]
     compared = {name: experiment_settings(name) for name in COMPARED if (EXPERIMENTS / f"{name}.yaml").is_file()}
     for name, model in _stations():
         columns = {experiment: getattr(settings, name) for experiment, settings in compared.items()}
-        lines += ["", f"## {name}", "", _first_line(model), "", *_table(model, columns=columns)]
+        lines += ["", f"## {name}", "", _first_line(model), "", *_table(model, columns)]
     lines += ["", "## Experiments", "", *_experiments()]
     return "\n".join(lines) + "\n"
 
@@ -150,19 +149,16 @@ def _leaves(content: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]
 
 
 def _table(
-    model: type[StationSettings],
-    names: list[str] | None = None,
-    columns: Mapping[str, StationSettings] | None = None,
+    model: type[StationSettings], columns: Mapping[str, StationSettings], names: Container[str] | None = None
 ) -> list[str]:
-    """One row for each setting, with its value in each of ``columns`` (bold where it is not the first's), or its default."""
-    headings = ["setting", *(columns or ["default"]), "allowed", "meaning", "source"]
+    """One row for each setting, or for those of ``names``, with its value in each of ``columns``: bold where it is not the first's."""
+    headings = ["setting", *columns, "allowed", "meaning", "source"]
     rows = [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
     for name, field in model.model_fields.items():
         if names is not None and name not in names:
             continue
         extra = field.json_schema_extra or {}
-        default = "required" if field.is_required() else _inline(_plain(field.get_default(call_default_factory=True)))
-        values = [_inline(_plain(getattr(settings, name))) for settings in (columns or {}).values()] or [default]
+        values = [_inline(_plain(getattr(settings, name))) for settings in columns.values()]
         unit = f" [{extra['unit']}]" if "unit" in extra else ""
         cells = (
             f"`{name}`",
