@@ -1,10 +1,12 @@
 """The front door: configuration, rules, and what a run should leave behind."""
 
 import re
+from typing import get_args
 
 from snakemake.exceptions import WorkflowError
 
 from seas.config import Workflow, of_command_line, overlaid
+from seas.downstream.settings import TREES, Model
 from seas.errors import InputError
 
 
@@ -29,8 +31,8 @@ wildcard_constraints:
     seed=r"\d+",
     product=one_of(flow.every_product()),
     base=one_of(flow.built_bases()),
-    model=r"[a-z0-9_]+",
-    trained_on=r"[a-z_+]+",
+    model=one_of(get_args(Model)),
+    trained_on=one_of(TREES),
     shard=r"\d+",
     scope=one_of(["all", *flow.every_product()]),
 

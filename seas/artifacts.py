@@ -20,6 +20,7 @@ import platform
 import resource
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -138,6 +139,20 @@ def writing_file(path: Path) -> Iterator[Path]:
     remove(stale(path))
 
 
+def flat(settings: Any, key: str = "") -> dict[str, Any]:
+    """Nested settings as "station.name" → value, below ``key``; of a plain value ``key`` → the value."""
+    if not isinstance(settings, dict):
+        return {key: settings}
+    parts = [flat(part, f"{key}.{name}".lstrip(".")) for name, part in settings.items()]
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def require_new(path: Path) -> None:
+    """Raise InputError where there is a file or a folder already."""
+    if path.exists():
+        raise InputError(f"{path} exists already; name a folder that does not")
+
+
 @contextmanager
 def writing_folder(path: Path, provenance: Provenance | None, *, joined: Sequence[Path] = ()) -> Iterator[Path]:
     """Give an empty temporary folder; when the block ends, add manifest.json and run.json and rename it to ``path``.
@@ -243,7 +258,7 @@ def _run_facts() -> dict[str, Any]:
         "versions": {name: version(name) for name in RECORDED_PACKAGES},
         "commit": _commit(),
     }
-    torch = __import__("sys").modules.get("torch")
+    torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         facts["device"] = torch.cuda.get_device_name()
         facts["peak_device_memory_mib"] = torch.cuda.max_memory_allocated() // 2**20

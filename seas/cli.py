@@ -16,13 +16,16 @@ app = typer.Typer(
 )
 
 
+GIVEN = typer.Option("--config", help="a configuration file, or key=value; again for each that snakemake is given")
+
+
 @app.command()
 def check(
     dataset: Annotated[str, typer.Argument(help="name of a file of config/datasets/, without .yaml")],
     out: Annotated[
         Path | None, typer.Option(help="where the contact sheets go; results/check/<dataset> when absent")
     ] = None,
-    config: Annotated[list[Path], typer.Option(help="configuration files, laid over config/config.yaml")] = [],  # noqa: B006
+    config: Annotated[list[str], GIVEN] = [],  # noqa: B006
 ) -> None:
     """Show what the networks will see of a dataset: counts, faults, shots, contact sheets, defects lost by fitting."""
     with reporting_faults():
@@ -109,9 +112,6 @@ def predict(
         compute = ComputeSettings(device=device, precision="fp32", threads=threads)
         predict_images(model, images, out, compute, window_side=window_side)
         print(f"Decisions: {out / 'predictions.csv'}")
-
-
-GIVEN = typer.Option("--config", help="a configuration file, or key=value; again for each that snakemake is given")
 
 
 @app.command()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import t
 
+from seas.artifacts import flat
 from seas.errors import InputError
 from seas.report.published import METRICS, SETTINGS
 from seas.report.tables import EMPTY_PART, KEY, metric_label, shown
@@ -106,19 +107,12 @@ def changed_settings(before: Any, after: Any) -> dict[tuple[str, str, str], dict
         for experiment in sorted(before[dataset].keys() & after[dataset].keys()):
             was, now = before[dataset][experiment], after[dataset][experiment]
             for stage in sorted(was.keys() | now.keys()):
-                old, new = _flat(was.get(stage, {})), _flat(now.get(stage, {}))
+                old, new = flat(was.get(stage, {})), flat(now.get(stage, {}))
                 for key in sorted(old.keys() | new.keys()):
                     if old.get(key, ABSENT) != new.get(key, ABSENT):
                         change = key, _text(old.get(key, ABSENT)), _text(new.get(key, ABSENT))
                         changes.setdefault(change, {}).setdefault(f"{dataset}/{experiment}", []).append(stage)
     return changes
-
-
-def _flat(settings: Any, key: str = "") -> dict[str, Any]:
-    if not isinstance(settings, dict):
-        return {key: settings}
-    parts = [_flat(part, f"{key}.{name}".lstrip(".")) for name, part in settings.items()]
-    return {name: value for part in parts for name, value in part.items()}
 
 
 def _text(value: Any) -> str:

@@ -33,8 +33,8 @@ from seas.settings import ComputeSettings, StationSettings, setting
 from seas.weights import has_paper_weights
 
 SAFE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-RESERVED_NAMES = ("base", "report", "plots", "logs", "check")
-"""Folders of results/ that are no dataset's."""
+RESERVED_NAMES = {"dataset": ("base", "report", "plots", "logs", "check"), "experiment": ("data",)}
+"""Folders of results/ that are no dataset's, and of a dataset's that are no experiment's."""
 DATASETS = Path("config/datasets")
 EXPERIMENTS = Path("config/experiments")
 
@@ -109,8 +109,7 @@ class Settings(StationSettings):
 
     def obeyed_by(self, stage: str) -> dict[str, Any]:
         """The settings that the stage and all stages left of it obey, as plain values."""
-        content = self.model_dump(mode="json")
-        content |= {"generation": self.generation.of_an_image(), "downstream": self.downstream.of_an_arm()}
+        content = {name: getattr(self, name).obeyed() for name in Settings.model_fields}
         return {path: functools.reduce(dict.__getitem__, path.split("."), content) for path in STAGE_SECTIONS[stage]}
 
 
@@ -226,10 +225,10 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
 
 def _named_file(folder: Path, name: str, what: str) -> Path:
     path = folder / f"{name}.yaml"
-    if not re.fullmatch(SAFE_NAME, name) or name in RESERVED_NAMES:
+    if not re.fullmatch(SAFE_NAME, name) or name in RESERVED_NAMES[what]:
         raise InputError(
             f"'{name}' cannot name the {what}: use letters, digits, '_', '.' and '-', and none of "
-            f"{', '.join(RESERVED_NAMES)}"
+            f"{', '.join(RESERVED_NAMES[what])}"
         )
     if not path.is_file():
         known = sorted(file.stem for file in folder.glob("*.yaml"))
@@ -372,10 +371,11 @@ class Workflow:
         self._check_bases()
         for (dataset, experiment), settings in self._settings.items():
             where = f"{experiment} on {dataset}"
-            if settings.metrics.extractors == "paper" and not self.has_paper_weights(dataset, experiment):
+            metrics = settings.metrics
+            if metrics.extractors == "paper" and not has_paper_weights(metrics.lpips_backbone, metrics.weights_folder):
                 raise InputError(
-                    f"metrics.extractors is 'paper' in {where}, but metrics.weights_folder "
-                    f"({settings.metrics.weights_folder}) lacks the weights; README.md names the files"
+                    f"metrics.extractors is 'paper' in {where}, but metrics.weights_folder ({metrics.weights_folder}) "
+                    "lacks the weights; README.md names the files"
                 )
             blocks, levels = self._unet_sizes(settings)
             if not blocks - 1 <= max(settings.rmp.unet_blocks) <= blocks:
@@ -396,17 +396,14 @@ class Workflow:
             if settings.data.groups and root.is_dir():
                 require_groups(root, self.all_products(dataset), settings.data.groups)
 
-    def has_paper_weights(self, dataset: str, experiment: str) -> bool:
-        """Whether the weights of the paper's metrics are there: where they come to be, the metrics are computed anew."""
-        metrics = self.settings(dataset, experiment).metrics
-        return has_paper_weights(metrics.lpips_backbone, metrics.weights_folder)
-
     def measures_as_the_paper(self, dataset: str, experiment: str, seed: int | str, product: str) -> bool:
-        """Whether a product's metrics are those of the paper's networks: by the weights that are there, or, where they are
-        not and need not be, because they were when its table was made, which stays good."""
-        if self.has_paper_weights(dataset, experiment):
+        """Whether a product's metrics are those of the paper's networks: by the settings and the weights that are there, or,
+        where they are not and need not be, because they were when its table was made, which stays good. Where they come to
+        be, the metrics are computed anew."""
+        metrics = self.settings(dataset, experiment).metrics
+        if metrics.as_the_paper():
             return True
-        if self.settings(dataset, experiment).metrics.extractors != "auto":
+        if metrics.extractors != "auto":
             return False
         table = Path(self.folder(dataset, experiment, seed, "metrics")) / f"{product}.parquet"
         try:
@@ -523,13 +520,7 @@ class Workflow:
 
     def parameters(self, settings: Settings, *sections: str, stage: str | None = None) -> dict[str, Any]:
         """The named sections as plain values, as a rule's params; with ``stage``, how that stage computes, too."""
-        content = {name: getattr(settings, name).model_dump(mode="json") for name in sections}
-        if "downstream" in content:
-            content["downstream"] = settings.downstream.of_an_arm()
-        if "generation" in content:
-            content["generation"] = settings.generation.of_an_image()
-        if "metrics" in content:
-            content["metrics"] = settings.metrics.obeyed()
+        content = {name: getattr(settings, name).obeyed() for name in sections}
         if stage:
             content["compute"] = settings.compute.of(stage).obeyed()
         return content

@@ -70,9 +70,7 @@ def disk_bytes(job: Job) -> float:
     if job.stage in ("generator", "base"):
         kind = "base" if job.stage == "base" else job.work.precision
         return BYTES_A_PARAMETER[kind] * job.work.parameters * job.work.models
-    if job.stage in ("generation", "crop_and_paste") and job.work.steps:
-        return BYTES_A_PIXEL * job.work.pixels * job.work.steps
-    if job.stage == "generation_shard":  # its images are the merged set's: links
+    if job.stage in ("generation", "crop_and_paste", "generation_shard"):  # merging makes no image
         return BYTES_A_PIXEL * job.work.pixels * job.work.steps
     return FOLDER_BYTES.get(job.stage, 0) * job.work.models
 

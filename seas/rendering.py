@@ -52,9 +52,9 @@ def smooth_noise(rng: np.random.Generator, size: int, cells: tuple[int, int] | i
     return np.asarray(Image.fromarray(grid).resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
-def cloud(rng: np.random.Generator, size: int, cells: int, octaves: int = 3) -> np.ndarray:
-    """Noise with detail at several scales, each half as strong as the one before."""
-    return sum(smooth_noise(rng, size, min(cells << k, size)) / 2**k for k in range(octaves))
+def cloud(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
+    """Noise with detail at three scales, each half as strong as the one before."""
+    return sum(smooth_noise(rng, size, min(cells << k, size)) / 2**k for k in range(3))
 
 
 # Outlines: signed distances, negative inside.

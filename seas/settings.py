@@ -10,6 +10,10 @@ class StationSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
+    def obeyed(self) -> dict[str, Any]:
+        """What a result is a function of, as plain values."""
+        return self.model_dump(mode="json")
+
 
 def setting(default: Any = ..., description: str = "", *, unit: str = "", source: str = "", **limits: Any) -> Any:
     """A field with its description, its unit and where its value comes from.
@@ -31,8 +35,13 @@ class ComputeSettings(StationSettings):
     threads: int = setting(8, "CPU threads of one job", unit="threads", source="ours", ge=1)
 
     def obeyed(self) -> dict[str, Any]:
-        """What results depend on, as plain values: on a GPU not how many threads read for it."""
+        """What a result is a function of, as plain values: on a GPU not how many threads read for it."""
         return self.model_dump(mode="json", exclude={"threads"} if self.device == "cuda" else None)
+
+    @classmethod
+    def of_job(cls, obeyed: dict[str, Any], threads: int) -> "ComputeSettings":
+        """How a job computes: by what its result obeys, and with the job's own threads where that leaves them open."""
+        return cls(**{"threads": threads} | obeyed)
 
 
 class TrainerSettings(StationSettings):

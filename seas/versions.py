@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seas.artifacts import MANIFEST, damage, has_manifest, read_manifest, read_table, remove, sha256, stale
+from seas.artifacts import MANIFEST, damage, flat, has_manifest, read_manifest, read_table, remove, sha256, stale
 from seas.base import settings as base_settings
 from seas.config import Settings, Workflow, files_of, settings_of
 from seas.data import settings as data_settings
@@ -97,8 +97,7 @@ def _of_product(
     index = RESULTS / dataset / "data" / f"{product}.parquet"
     split = Path(flow.split(dataset, experiment, seed, product))
     base = Path(flow.base(dataset, experiment))
-    arms = _arms(flow, dataset, experiment, seed)
-    trees = {tree for arm in arms for tree in downstream_settings.TREES[arm["trained_on"]]}
+    trees = {tree for source in settings.downstream.trained_on for tree in downstream_settings.TREES[source]}
 
     read = {"layout": flow.datasets[dataset].layout, "fingerprint": flow.fingerprint(dataset, product)}
     yield Artifact(index, "index", data_settings.INDEX_STAGE_VERSION, read, None, {})
@@ -212,21 +211,11 @@ def _made_otherwise(artifact: Artifact) -> str | None:
     for name in ("stage", "stage_version", "seed"):
         if manifest[name] != getattr(artifact, name):
             return f"{name} is {manifest[name]} in its manifest and should be {getattr(artifact, name)}"
-    was, should = _flat(manifest["settings"]), _flat(artifact.settings)
+    was, should = flat(manifest["settings"]), flat(artifact.settings)
     for key in sorted(was.keys() | should.keys()):
         if was.get(key) != should.get(key):
             return f"it was made with {key} = {was.get(key)}, and the settings say {should.get(key)}"
     return None
-
-
-def _flat(settings: Any, key: str = "") -> dict[str, Any]:
-    if not isinstance(settings, dict):
-        return {key: settings}
-    return {
-        inner: value
-        for name, part in settings.items()
-        for inner, value in _flat(part, f"{key}.{name}".lstrip(".")).items()
-    }
 
 
 @dataclass(frozen=True)

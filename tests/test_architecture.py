@@ -30,7 +30,6 @@ DEMO_CHANGES = {
     "base.name",
     "base.pretrained",
     "data.image_size",
-    "data.normals",
     "generator.updates_per_type",
     "generator.unet_learning_rate",
     "generator.embedding_learning_rate",

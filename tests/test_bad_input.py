@@ -160,6 +160,7 @@ CONFIGURATION = {
     "a list as config file": (lambda: config_file("- data"), r"own\.yaml: expected keys and values, found \['data'\]"),
     "a folder as config file": (lambda: load_workflow([Path("config")]), r"config cannot be read: Is a directory"),
     "reserved name of a dataset": (lambda: demo(datasets=["report"]), r"'report' cannot name the dataset"),
+    "reserved name of an experiment": (lambda: demo(experiments=["data"]), r"'data' cannot name the experiment"),
     "path as name of an experiment": (
         lambda: demo(experiments=["../experiments/seas"]),
         r"'\.\./experiments/seas' cannot name the experiment",

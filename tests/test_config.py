@@ -13,6 +13,7 @@ from seas.artifacts import Provenance, write_table
 from seas.config import Config, Workflow, as_yaml, lineage, load_workflow, of_command_line, overlaid, validated
 from seas.errors import InputError
 from seas.versions import artifacts
+from seas.weights import WEIGHTS
 
 REPOSITORY = Path(__file__).parent.parent
 SHIPPED = sorted(path.stem for path in (REPOSITORY / "config/experiments").glob("*.yaml"))
@@ -363,3 +364,21 @@ def test_metrics_of_the_papers_networks_stay_good_where_their_weights_are_not(pr
     origin = Provenance("metrics", 1, {"paper_weights": True}, 0, {})
     write_table(pd.DataFrame({"a": [1]}), table, origin, facts=True)
     assert workflow.measures_as_the_paper("mine", "seas", 0, "bolt") is kept
+
+
+def test_the_papers_weights_matter_to_metrics_that_take_them_alone(project):
+    weights = project / "weights"
+    weights.mkdir()
+    for name in ("inception_v3", "vgg16"):
+        (weights / WEIGHTS[name].file).touch()
+    for extractors, taken in (("auto", True), ("efficientnet_lite0", False)):
+        workflow = flow(metrics={"extractors": extractors, "weights_folder": "weights"})
+        assert workflow.measures_as_the_paper("mine", "seas", 0, "bolt") is taken
+
+
+def test_where_the_weights_lie_gives_an_experiment_no_metrics_of_its_own(project):
+    (project / "config/experiments/elsewhere.yaml").write_text(
+        "extends: seas\nsettings: {metrics: {weights_folder: elsewhere}}"
+    )
+    workflow = flow(experiments=["seas", "elsewhere"])
+    assert workflow.folder("mine", "elsewhere", 0, "metrics") == workflow.folder("mine", "seas", 0, "metrics")

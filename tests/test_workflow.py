@@ -279,6 +279,8 @@ class TestFaults:
             (["--config", "data={shots: 0}"], "'data.shots' is 0: Input should be greater than or equal to 1"),
             (["results/mine/sea/seed0/rmp/washer"], "No rule to produce"),
             (["results/mine/seas/seed0/rmp/washr"], "No rule to produce"),
+            (["results/mine/seas/seed0/downstream/bisenet_v2/genrated/all"], "No rule to produce"),
+            (["results/mine/seas/seed0/downstream/bisenet_v3/generated/all"], "No rule to produce"),
         ],
     )
     def test_a_typo_ends_before_the_first_job(self, finished, options, sentence):

@@ -33,7 +33,7 @@ def train_base(
 ) -> None:
     """Pre-train a base and write it, in half precision, as a folder that ``StableDiffusionPipeline.from_pretrained`` loads."""
     device = prepare_device(compute)
-    obeyed = {"base": settings.model_dump(mode="json"), "compute": compute.obeyed()}
+    obeyed = {"base": settings.obeyed(), "compute": compute.obeyed()}
     provenance = Provenance.of("base", STAGE_VERSION, obeyed, settings.seed, {})
     working = working_folder(output, provenance)
 

@@ -4,7 +4,6 @@
 are faint, vary from one to the next and lie anywhere on the part, so that three shots do not show them all.
 """
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from seas import rendering
+from seas.artifacts import writing_folder
 from seas.errors import InputError
 from seas.images import write_image, write_mask
 from seas.rendering import Defect, Plane
@@ -144,19 +144,16 @@ def write_miniature(
     root = Path(root)
     if root.exists() and any(root.iterdir()):
         raise InputError(f"{root} is not empty; name a folder that does not exist")
-    partial = root.with_name(f".{root.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for product, types in TYPES.items():
-        counts = [
-            ("train", "good", normals),
-            ("test", "good", test_normals),
-            *(("test", name, abnormal) for name in types),
-        ]
-        for folder, name, count in counts:
-            for index in range(count):
-                image, mask = miniature_image(seed, product, folder, name, index, size)
-                write_image(image, partial / product / folder / name / f"{index:03d}.png")
-                if name != "good":
-                    write_mask(mask, partial / product / "ground_truth" / name / f"{index:03d}_mask.png")
-    shutil.rmtree(root, ignore_errors=True)
-    partial.rename(root)
+    with writing_folder(root, None) as partial:
+        for product, types in TYPES.items():
+            counts = [
+                ("train", "good", normals),
+                ("test", "good", test_normals),
+                *(("test", name, abnormal) for name in types),
+            ]
+            for folder, name, count in counts:
+                for index in range(count):
+                    image, mask = miniature_image(seed, product, folder, name, index, size)
+                    write_image(image, partial / product / folder / name / f"{index:03d}.png")
+                    if name != "good":
+                        write_mask(mask, partial / product / "ground_truth" / name / f"{index:03d}_mask.png")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from seas.artifacts import writing_file, writing_folder
+from seas.artifacts import require_new, writing_file, writing_folder
 from seas.data.index import index_samples
 from seas.data.mvtec_ad import list_products, require_groups
 from seas.data.split import read_groups
@@ -50,8 +50,7 @@ def write_windows(root: Path, side: int, out: Path, groups: str | None = None) -
 
     Raises InputError for all faults of a product at once, before any window of it is cut, or when ``out`` exists.
     """
-    if out.exists():
-        raise InputError(f"{out} exists already; name a folder that does not")
+    require_new(out)
     if not (products := list_products(root)):
         raise InputError(f"the folder {root} holds no product (a folder with train/good in it)")
     if groups:

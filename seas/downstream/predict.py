@@ -1,7 +1,6 @@
 """Scoring of photographs by a trained model: maps, overlays and a decision for each."""
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from seas.artifacts import hidden, writing_file
+from seas.artifacts import hidden, require_new, writing_file, writing_folder
 from seas.data.mvtec_ad import IMAGE_SUFFIXES, OTHER_PICTURES
 from seas.data.windows import window_places
 from seas.downstream.model import anomaly_maps, load_model
@@ -45,14 +44,11 @@ def predict_images(
     model; then nothing is written.
     """
     output = Path(output)
-    if output.exists():
-        raise InputError(f"{output} exists already; name a folder that does not")
+    require_new(output)
     network, description = load_model(model_folder, prepare_device(compute))
     found = _photographs(images)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     rows = []
-    try:
+    with writing_folder(output, None) as folder:
         for name, path in progress(list(found.items()), "predict"):
             image = read_image(path)
             score, scores = _scored_in_windows(network, image, description, window_side or max(image.shape[:2]))
@@ -71,13 +67,10 @@ def predict_images(
                     "pixel_threshold": description.pixel_threshold,
                 }
             )
-            write_image(np.uint8(np.round(255 * scores)), partial / "score_maps" / f"{name}.png")
-            write_image(outlined(image, anomalous), partial / "overlays" / f"{name}.png")
-        with writing_file(partial / "predictions.csv") as file:
+            write_image(np.uint8(np.round(255 * scores)), folder / "score_maps" / f"{name}.png")
+            write_image(outlined(image, anomalous), folder / "overlays" / f"{name}.png")
+        with writing_file(folder / "predictions.csv") as file:
             pd.DataFrame(rows).to_csv(file, index=False)
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _photographs(images: Sequence[Path]) -> dict[str, Path]:

@@ -8,6 +8,7 @@ from seas.settings import StationSettings, setting
 
 STAGE_VERSION = 4
 
+Model = Literal["bisenet_v2"]
 Source = Literal["real", "crop_and_paste", "real+crop_and_paste", "generated", "real+generated"]
 TREES: dict[str, tuple[str, ...]] = {
     "real": (),
@@ -28,9 +29,7 @@ class DownstreamSettings(StationSettings):
     are kept in each, so that nothing is chosen by looking at the test set.
     """
 
-    models: tuple[Literal["bisenet_v2"], ...] = setting(
-        ("bisenet_v2",), "segmentation models", source="Tab. 4", min_length=1
-    )
+    models: tuple[Model, ...] = setting(("bisenet_v2",), "segmentation models", source="Tab. 4", min_length=1)
     trained_on: tuple[Source, ...] = setting(
         ("real", "crop_and_paste", "generated"),
         "sources of the abnormal images, one arm each",
@@ -61,8 +60,8 @@ class DownstreamSettings(StationSettings):
     )
     checkpoint_every: int = setting(500, "updates between two checkpoints", unit="updates", source="ours", ge=1)
 
-    def of_an_arm(self) -> dict[str, Any]:
-        """What one arm obeys, as plain values: not which other arms there are."""
+    def obeyed(self) -> dict[str, Any]:
+        """What one arm is a function of, as plain values: not which other arms there are."""
         return self.model_dump(mode="json", exclude={"models", "trained_on", "scope"})
 
     @field_validator("models", "trained_on")

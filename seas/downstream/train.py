@@ -63,8 +63,8 @@ def train_segmenter(
     """
     device = prepare_device(compute)
     obeyed = {
-        "downstream": settings.of_an_arm() | {"model": model, "trained_on": trained_on},
-        "data": data.model_dump(mode="json"),
+        "downstream": settings.obeyed() | {"model": model, "trained_on": trained_on},
+        "data": data.obeyed(),
         "compute": compute.obeyed(),
     }
     inputs = {f"split {product}": path for product, path in splits.items()}

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from seas.artifacts import read_manifest
+from seas.artifacts import read_manifest, require_new
 from seas.errors import InputError
 from seas.generation.diffusion import generate_tree
 from seas.generation.settings import GenerationSettings
@@ -30,8 +30,7 @@ def generate_by_hand(
     Raises InputError for an existing output, an unknown type, or a missing or damaged folder.
     """
     generator, output = Path(generator), Path(output)
-    if output.exists():
-        raise InputError(f"{output} exists already; name a folder that does not")
+    require_new(output)
     trained_seed = read_manifest(generator)["seed"]
     run, product = generator.resolve().parent.parent, generator.resolve().name
     beside = rmp or run / "rmp" / product

@@ -87,7 +87,7 @@ def _provenance(
     compute: ComputeSettings,
     seed: int,
 ) -> Provenance:
-    obeyed = {"generation": settings.of_an_image(), "compute": compute.obeyed()}
+    obeyed = {"generation": settings.obeyed(), "compute": compute.obeyed()}
     obeyed["wanted"] = {name: [min(indices), max(indices)] for name, indices in wanted.items() if len(indices)}
     inputs = {"generator": generator} | ({"rmp": rmp} if rmp else {})
     return Provenance.of("generation", STAGE_VERSION, obeyed, seed, inputs)

@@ -105,8 +105,8 @@ class GenerationSettings(StationSettings):
             return self.batch_size
         return max(1, min(AUTOMATIC[device], PIXELS_AT_ONCE // side**2))
 
-    def of_an_image(self) -> dict[str, Any]:
-        """What an image obeys, as plain values: not how many jobs share the work."""
+    def obeyed(self) -> dict[str, Any]:
+        """What an image is a function of, as plain values: not how many jobs share the work."""
         return self.model_dump(mode="json", exclude={"shards"})
 
     @model_validator(mode="after")

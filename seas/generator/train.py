@@ -46,8 +46,7 @@ def train_generator(
     Raises InputError for a base that cannot be loaded or does not fit the settings.
     """
     device = prepare_device(compute)
-    obeyed = {name: part.model_dump(mode="json") for name, part in (("generator", settings), ("data", data))}
-    obeyed["compute"] = compute.obeyed()
+    obeyed = {"generator": settings.obeyed(), "data": data.obeyed(), "compute": compute.obeyed()}
     provenance = Provenance.of("generator", STAGE_VERSION, obeyed, seed, {"base": base, "split": split})
     samples = read_table(split)
     encoded: EncodedImages | None = None

@@ -24,7 +24,6 @@ from seas.scores import RESULT_COLUMNS
 from seas.seeding import rng, seed_of
 from seas.settings import ComputeSettings
 from seas.training import prepare_device, progress
-from seas.weights import has_paper_weights
 
 METRICS_OF_TYPES = ("is", "ic_lpips", "ic_lpips_nonzero", "ic_lpips_anomaly", "ic_lpips_anomaly_nonzero")
 REFERENCE_ROLES = {"train_shots": ("shot",), "all_real": ("shot", "test", "left_out")}
@@ -103,9 +102,9 @@ def evaluate_product(
     ).assign(dataset=dataset, product=product, method="seas", model="", level="generation")
     obeyed = {
         "metrics": settings.obeyed(),
-        "data": data.model_dump(mode="json"),
+        "data": data.obeyed(),
         "compute": compute.obeyed(),
-        "paper_weights": has_paper_weights(settings.lpips_backbone, settings.weights_folder),
+        "paper_weights": settings.as_the_paper(),
     }
     inputs = {"generation": generation, "split": split}
     provenance = Provenance.of("metrics", STAGE_VERSION, obeyed, seed, inputs)
@@ -127,10 +126,9 @@ class _Evaluation:
     def of_type(self, pairs: pd.DataFrame, references: pd.DataFrame) -> Iterator[Measured]:
         """``METRICS_OF_TYPES`` of the generated pairs of one type; the references are its real images."""
         generated, real = self._generated(pairs), self._real(references)
-        logits, _ = self._logits_and_features(generated.images)
         splits = max(1, min(self.settings.is_splits, len(pairs) // 2))
         protocol: Counts = {"images": len(pairs), "size": self.settings.image_size}
-        score = inception_score(logits, splits)
+        score = inception_score(self._logits(generated.images), splits)
         yield Measured("is", score, {"splits": splits, **protocol}, self.extractor.features_name)
 
         protocol |= {"reference": self.settings.reference, "references": len(references)}
@@ -169,13 +167,10 @@ class _Evaluation:
         batches = (rows.iloc[start : start + size] for start in range(0, len(rows), size))
         return torch.cat([self.extractor.logits_and_features(read(batch).images)[1].cpu() for batch in batches])
 
-    def _logits_and_features(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _logits(self, images: np.ndarray) -> Tensor:
         size = self.settings.batch_size
-        batches = [
-            self.extractor.logits_and_features(images[start : start + size]) for start in range(0, len(images), size)
-        ]
-        logits, features = zip(*batches, strict=True)
-        return torch.cat(logits).cpu(), torch.cat(features).cpu()
+        batches = (images[start : start + size] for start in range(0, len(images), size))
+        return torch.cat([self.extractor.logits_and_features(batch)[0].cpu() for batch in batches])
 
     def _real(self, rows: pd.DataFrame) -> Photographs:
         """Fitted as the generator saw them, their padding cut off as generation cuts it off."""

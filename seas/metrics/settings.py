@@ -60,5 +60,5 @@ class MetricsSettings(StationSettings):
         return self.extractors == "paper" or (self.extractors == "auto" and present)
 
     def obeyed(self) -> dict[str, Any]:
-        """What the numbers are a function of, as plain values: not where on this machine the weights lie."""
+        """What a number is a function of, as plain values: not where on this machine the weights lie."""
         return self.model_dump(mode="json", exclude={"weights_folder"})

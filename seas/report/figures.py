@@ -35,7 +35,6 @@ STYLE = {
     "figure.dpi": 130,
 }
 ARM_LABELS = {
-    "none": "as published",
     "real": "real shots",
     "crop_and_paste": "crop and paste",
     "generated": "generated pairs",
@@ -43,7 +42,6 @@ ARM_LABELS = {
     "real+generated": "real shots + generated pairs",
 }
 ARM_COLOURS = {
-    "none": "#999999",
     "real": "#4d4d4d",
     "crop_and_paste": "#d08a1d",
     "generated": "#2166ac",

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from diffusers import StableDiffusionPipeline
 
-from seas.artifacts import read_manifest, read_table
+from seas.artifacts import flat, read_manifest, read_table
 from seas.generator.pipeline import load_pipeline
 from seas.generator.prompts import Prompts, models_of, token_ids
 from seas.images import FIT_OF_MADE, load_fitted
@@ -359,14 +359,11 @@ def _settings(run: ReportedRun) -> TextTable:
     for stage, sections in settings_of_stages([run])[run.dataset][run.experiment].items():
         for section, content in sections.items():
             if section != "stage_version":
-                values.update(_flat(content, f"compute of {stage}" if section == "compute" else section))
+                found = flat(content, f"compute of {stage}" if section == "compute" else section)
+                values |= {name: _without_folders(value) for name, value in found.items()}
     return TextTable(["setting", "value"], [[name, value] for name, value in sorted(values.items())])
 
 
-def _flat(settings: Any, name: str) -> dict[str, str]:
-    if isinstance(settings, dict):
-        inner = [_flat(value, f"{name}.{key}") for key, value in settings.items()]
-        return {key: value for part in inner for key, value in part.items()}
-    if isinstance(settings, str) and PurePath(settings).is_absolute():
-        settings = PurePath(settings).name
-    return {name: str(settings)}
+def _without_folders(value: Any) -> str:
+    """A setting's value as text; of an absolute path the last part alone."""
+    return PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else str(value)

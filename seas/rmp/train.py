@@ -46,7 +46,7 @@ def train_rmp(
     Raises InputError for a generator that cannot be loaded or does not fit the settings.
     """
     device = prepare_device(compute)
-    obeyed = {"rmp": settings.model_dump(mode="json"), "compute": compute.obeyed()}
+    obeyed = {"rmp": settings.obeyed(), "compute": compute.obeyed()}
     provenance = Provenance.of("rmp", STAGE_VERSION, obeyed, seed, {"generator": generator})
     models = models_of(generator)
 

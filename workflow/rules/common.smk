@@ -2,6 +2,7 @@ import sys
 
 from snakemake.logging import logger
 
+from seas.errors import InputError
 from seas.resources import memory_mb, minutes
 from seas.runs import forgetful_cluster, take_lock
 

@@ -10,7 +10,7 @@ with job(snakemake.log[0]):
     settings = snakemake.params.settings
     train_base(
         BaseSettings(**settings["base"]),
-        ComputeSettings(**{"threads": snakemake.threads} | settings["compute"]),
+        ComputeSettings.of_job(settings["compute"], snakemake.threads),
         output=Path(snakemake.output[0]),
         tensorboard=Path(snakemake.log[0]).with_suffix(""),
     )

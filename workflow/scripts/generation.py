@@ -12,7 +12,7 @@ with job(snakemake.log[0]):
         Path(snakemake.input.generator),
         Path(snakemake.input.rmp),
         GenerationSettings(**settings["generation"], shards=snakemake.params.get("shards", 1)),
-        ComputeSettings(**{"threads": snakemake.threads} | settings["compute"]),
+        ComputeSettings.of_job(settings["compute"], snakemake.threads),
         int(snakemake.wildcards.seed),
     )
     output, shard = Path(snakemake.output[0]), snakemake.wildcards.get("shard")

@@ -16,7 +16,7 @@ with job(snakemake.log[0]):
         read_dataset(snakemake.wildcards.dataset).root,
         GeneratorSettings(**settings["generator"]),
         DataSettings(**settings["data"]),
-        ComputeSettings(**{"threads": snakemake.threads} | settings["compute"]),
+        ComputeSettings.of_job(settings["compute"], snakemake.threads),
         int(snakemake.wildcards.seed),
         output=Path(snakemake.output[0]),
         tensorboard=Path(snakemake.log[0]).with_suffix(""),

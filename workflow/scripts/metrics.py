@@ -16,7 +16,7 @@ with job(snakemake.log[0]):
         read_dataset(snakemake.wildcards.dataset).root,
         MetricsSettings(**settings["metrics"], weights_folder=snakemake.params.weights_folder),
         DataSettings(**settings["data"]),
-        ComputeSettings(**{"threads": snakemake.threads} | settings["compute"]),
+        ComputeSettings.of_job(settings["compute"], snakemake.threads),
         int(snakemake.wildcards.seed),
         dataset=snakemake.wildcards.dataset,
         experiment=snakemake.wildcards.experiment,

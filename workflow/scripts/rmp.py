@@ -11,7 +11,7 @@ with job(snakemake.log[0]):
     train_rmp(
         Path(snakemake.input.generator),
         RmpSettings(**settings["rmp"]),
-        ComputeSettings(**{"threads": snakemake.threads} | settings["compute"]),
+        ComputeSettings.of_job(settings["compute"], snakemake.threads),
         int(snakemake.wildcards.seed),
         output=Path(snakemake.output[0]),
         tensorboard=Path(snakemake.log[0]).with_suffix(""),
