@@ -103,17 +103,19 @@ def train(
     for step in progress(range(first, updates), label, done=first):
         since.append({name: value.float() for name, value in update(step).items()})
         end = step + 1
-        if end % record_every == 0 or end == updates:
+        recorded = end % record_every == 0 or end == updates
+        due = end % checkpoint_every == 0 if end < updates else checkpoint_at_end
+        if recorded or due:
             names = dict.fromkeys(name for losses in since for name in losses)
             means = {name: _mean(losses[name] for losses in since if name in losses) for name in names}
-            since = []
             if not all(torch.isfinite(torch.tensor(list(means.values())))):
                 raise InputError(f"{label}: the loss is not finite at update {end} ({means}); lower the learning rate")
+        if recorded:
+            since = []
             records.append({"step": end, **means})
             if writer:
                 for name, value in means.items():
                     writer.add_scalar(name, value, end)
-        due = end % checkpoint_every == 0 if end < updates else checkpoint_at_end
         if due:
             _save_checkpoint(checkpoint, state, end, records, since)
     MEASURED.update(updates=updates - first, update_seconds=time.monotonic() - started)

@@ -80,8 +80,14 @@ class TestPrompts:
     def test_a_prompt_cut_short_is_an_error(self, tiny_base):
         tokenizer = load_pipeline(tiny_base).tokenizer
         ids = tokenizer("a photo of").input_ids
-        with pytest.raises(InputError, match=r"2 learned tokens do not fit .* generator.anomaly_tokens"):
+        with pytest.raises(InputError, match=rf"do not fit .* {len(ids)} positions; lower generator.anomaly_tokens"):
             token_positions(tokenizer, ids, ["photo"], ["defect", "hole"])
+
+    def test_a_prompt_cut_short_before_a_word_that_it_repeats_is_an_error(self, tiny_base):
+        tokenizer = load_pipeline(tiny_base).tokenizer
+        ids = tokenizer("a photo of").input_ids
+        with pytest.raises(InputError, match="do not fit .* a shorter name"):
+            token_positions(tokenizer, ids, ["photo", "photo"])
 
     @pytest.mark.parametrize(
         ("product", "normal", "anomaly"),

@@ -448,6 +448,14 @@ def test_the_networks_measure_in_fp32_whatever_the_run_computes_in(measured):
     assert run_in_bf16.tolist() == pytest.approx(exact.tolist(), rel=1e-12, nan_ok=True)
 
 
+def test_a_type_without_a_value_is_left_out_of_the_mean(measured):
+    one_cut = GENERATED.index(next(row for row in GENERATED if row[0] == "cut"))
+    table = measured(kept=lambda row: row["role"] != "generated" or row["type"] != "cut" or row["index"] == one_cut)
+    assert math.isnan(value(table, "ic_lpips_nonzero", "type=cut"))
+    assert value(table, "ic_lpips_nonzero") == value(table, "ic_lpips_nonzero", "type=bent")
+    assert protocol(table, "ic_lpips_nonzero").startswith("types=1; ")
+
+
 def test_the_table_of_a_product_holds_the_values_by_hand(measured):
     table = measured()
     assert list(table.columns) == RESULT_COLUMNS

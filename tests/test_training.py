@@ -120,17 +120,19 @@ def test_a_loss_of_an_update_is_the_mean_of_the_batches_that_gave_it():
     assert {name: float(value) for name, value in found.items()} == {"loss": 2.5, "abnormal": 6}
 
 
-def test_a_loss_that_is_no_number_stops_the_training(tmp_path):
-    with pytest.raises(InputError, match="toy: the loss is not finite at update 2"):
+@pytest.mark.parametrize(("checkpoint_every", "ends"), [(100, 2), (1, 1)], ids=["recorded", "before it is kept"])
+def test_a_loss_that_is_no_number_stops_the_training(tmp_path, checkpoint_every, ends):
+    with pytest.raises(InputError, match=f"toy: the loss is not finite at update {ends} "):
         train(
             lambda step: {"loss": torch.tensor(float("nan"))},
             9,
             {},
             working=tmp_path,
             label="toy",
-            checkpoint_every=1,
+            checkpoint_every=checkpoint_every,
             record_every=2,
         )
+    assert not (tmp_path / CHECKPOINT).exists()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Scoring of photographs by a trained model: maps, overlays and a decision for each."""
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +47,8 @@ def predict_images(
     output = Path(output)
     require_new(output)
     network, description = load_model(model_folder, prepare_device(compute))
+    if math.isinf(description.image_threshold):
+        raise InputError(f"the model in {model_folder} was trained on no anomalous pixel, and finds none")
     found = _photographs(images)
     rows = []
     with writing_folder(output, None) as folder:

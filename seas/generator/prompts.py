@@ -116,15 +116,14 @@ def token_positions(
     wanted = token_ids(tokenizer, normal)
     count = len(wanted)
     wanted += token_ids(tokenizer, anomaly)
-    missing = [token for token in wanted if token not in input_ids]
-    if missing:
-        raise InputError(
-            f"{len(missing)} learned tokens do not fit into the text encoder's {len(input_ids)} positions; "
-            "lower generator.anomaly_tokens or generator.normal_tokens"
-        )
     positions: list[int] = []
     before = len(input_ids)
     for token in reversed(wanted):
-        before = max(place for place in range(before) if input_ids[place] == token)
+        before = max((place for place in range(before) if input_ids[place] == token), default=None)
+        if before is None:
+            raise InputError(
+                f"the tokens of a prompt do not fit into the text encoder's {len(input_ids)} positions; lower "
+                "generator.anomaly_tokens or generator.normal_tokens, or give the product or the type a shorter name"
+            )
         positions.insert(0, before)
     return positions[:count], positions[count:]

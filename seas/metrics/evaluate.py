@@ -1,5 +1,6 @@
 """The metrics' stage: how good and how diverse the generated images of one product are."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -201,12 +202,14 @@ def _resized(pairs: Iterable[tuple[np.ndarray, np.ndarray]], size: int) -> Photo
 
 
 def _mean(found: list[Measured]) -> Measured:
-    """The unweighted mean over types; a number of the protocol that differs between types is shown as "least-most"."""
-    protocol: Counts = {"types": len(found)}
+    """The unweighted mean over the types that have a value; a number of the protocol that differs between types is shown as
+    "least-most"."""
+    values = [measured.value for measured in found if not math.isnan(measured.value)]
+    protocol: Counts = {"types": len(values)}
     for key in found[0].protocol:
-        values = sorted({measured.protocol[key] for measured in found})
-        protocol[key] = values[0] if len(values) == 1 else f"{values[0]}-{values[-1]}"
-    return found[0]._replace(value=float(np.mean([measured.value for measured in found])), protocol=protocol)
+        counts = sorted({measured.protocol[key] for measured in found})
+        protocol[key] = counts[0] if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
+    return found[0]._replace(value=float(np.mean(values)) if values else math.nan, protocol=protocol)
 
 
 def _joined(counts: Counts) -> str:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from seas.settings import StationSettings, setting
 from seas.weights import has_paper_weights
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 
 
 class MetricsSettings(StationSettings):
