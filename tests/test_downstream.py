@@ -458,14 +458,14 @@ class TestPredict:
         with pytest.raises(InputError, match=r"x\.png, which is too long; rename or move it"):
             predict._photographs([short, long])
 
-    def test_a_model_that_saw_no_anomalous_pixel_is_refused(self, trained, monkeypatch, tmp_path):
+    def test_a_model_without_a_threshold_is_refused(self, trained, monkeypatch, tmp_path):
         from seas.downstream import predict
 
         _, description = load_model(trained, torch.device("cpu"))
         never = (None, description._replace(image_threshold=math.inf, pixel_threshold=math.inf))
         monkeypatch.setattr(predict, "load_model", lambda folder, device: never)
         write_image(np.zeros((32, 32, 3), np.uint8), tmp_path / "part.png")
-        with pytest.raises(InputError, match="was trained on no anomalous pixel"):
+        with pytest.raises(InputError, match="has no threshold: no training image"):
             predict_images(trained, [tmp_path / "part.png"], tmp_path / "out", CPU)
         assert not (tmp_path / "out").exists()
 

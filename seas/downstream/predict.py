@@ -48,7 +48,9 @@ def predict_images(
     require_new(output)
     network, description = load_model(model_folder, prepare_device(compute))
     if math.isinf(description.image_threshold):
-        raise InputError(f"the model in {model_folder} was trained on no anomalous pixel, and finds none")
+        raise InputError(
+            f"the model in {model_folder} has no threshold: no training image that it was to be chosen on has a pixel in its mask"
+        )
     found = _photographs(images)
     rows = []
     with writing_folder(output, None) as folder:
