@@ -98,7 +98,7 @@ def train(
     first, records, since = _load_checkpoint(checkpoint, state)
     if first:
         print(f"{label}: continues at update {first} of {updates}", flush=True)
-    writer = SummaryWriter(str(tensorboard), purge_step=first) if tensorboard else None
+    writer = SummaryWriter(str(tensorboard), purge_step=first + 1) if tensorboard else None
     started = time.monotonic()
     for step in progress(range(first, updates), label, done=first):
         since.append({name: value.float() for name, value in update(step).items()})

@@ -352,12 +352,15 @@ class TestLinearCode:
         vae = build_base(TINY, vocabulary()).vae
         code = LinearCode(self.pictures(8), 4, 4)
         images = self.pictures(2)
-        noise = torch.zeros(2, 4, 8, 8)
+        noise = torch.randn(2, 4, 8, 8)
         losses = vae_losses(vae, code, images, noise)
         with torch.no_grad():
             posterior = vae.encode(images).latent_dist
-            decoded = vae.decode(posterior.mean).sample
-        assert float(losses["mse"].detach()) == pytest.approx(float(((decoded - images) ** 2).mean()), rel=1e-4)
+            errors = vae.decode(posterior.mean + 0.02 * noise).sample - images
+        assert float(losses["mse"].detach()) == pytest.approx(float((errors**2).mean()), rel=1e-4)
+        assert float(losses["l1"].detach()) == pytest.approx(float(errors.abs().mean()), rel=1e-4)
+        colours = (errors - errors.mean(1, keepdim=True)).unflatten(2, (8, 4)).unflatten(4, (8, 4)).mean((3, 5))
+        assert float(losses["chroma"].detach()) == pytest.approx(float((colours**2).mean()), rel=1e-4)
         assert float(losses["anchor"].detach()) == pytest.approx(
             float(((posterior.mean - code(images)) ** 2).mean()), rel=1e-4
         )
@@ -431,6 +434,46 @@ class TestTraining:
         assert (finished in text) == (network == "unet"), "a finished VAE is not trained again"
         manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("whole", "resumed")]
         assert manifests[0] == manifests[1]
+
+    @pytest.mark.parametrize("dropped", [0, 1], ids=["captions", "no caption"])
+    def test_each_picture_is_learnt_with_its_own_caption(self, dropped):
+        """Each latent holds its picture's number, which the noise at timestep 0 leaves readable."""
+        pipeline, pictures = build_base(TINY, vocabulary()), []
+        captions = [corpus_image(0, index, 32)[1] for index in range(8)]
+        assert len(set(captions)) == 8
+        latents = torch.arange(8.0)[:, None, None, None].expand(8, 4, 8, 8)
+        pipeline.scheduler.add_noise = lambda clean, noise, timesteps: pictures.append(clean[:, 0, 0, 0].int()) or clean
+        seen = []
+        pipeline.text_encoder.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+        settings = TINY.model_copy(update={"dropped_captions": float(dropped), "unet_updates": 6})
+        base_train._train_unet(pipeline, latents, captions, settings, CPU, Path("nowhere"), None)
+        assert len({int(number) for numbers in pictures for number in numbers}) > 4
+        for ids, numbers in zip(seen, pictures, strict=True):
+            expected = ["" if dropped else captions[number] for number in numbers]
+            padded = {
+                "padding": "max_length",
+                "truncation": True,
+                "max_length": TINY.text_length,
+                "return_tensors": "pt",
+            }
+            assert torch.equal(ids, pipeline.tokenizer(expected, **padded).input_ids)
+
+    def test_the_weights_are_the_moving_average_of_the_updates(self, monkeypatch, tmp_path):
+        pipeline, after = build_base(TINY, vocabulary()), []
+        weight = pipeline.unet.conv_in.weight
+
+        class Noting(torch.optim.AdamW):
+            def step(self):
+                super().step()
+                after.append(weight.detach().clone())
+
+        monkeypatch.setattr(torch.optim, "AdamW", Noting)
+        settings = TINY.model_copy(update={"ema_decay": 0.6, "unet_updates": 3})
+        base_train._train_unet(pipeline, torch.randn(8, 4, 8, 8), [""] * 8, settings, CPU, tmp_path, None)
+        first, second, third = after
+        expected = 0.6 * (0.6 * first + 0.4 * second) + 0.4 * third
+        assert torch.allclose(pipeline.unet.conv_in.weight, expected, atol=1e-7)
+        assert not torch.allclose(expected, third, atol=1e-5)
 
     def test_the_folder_is_a_pipeline(self, tmp_path):
         train_base(TINY, CPU, output=tmp_path / "base")

@@ -251,6 +251,26 @@ class TestTraining:
         assert rate(19, 1000) == pytest.approx((1 - 0.019) ** 0.9)
         assert rate(500, 1000) == pytest.approx(0.5**0.9)
 
+    def test_each_update_has_its_rate(self, miniature):
+        settings = SMALL.model_copy(update={"updates": 100, "learning_rate": 0.02})
+        trainer = SegmenterTrainer(
+            "bisenet_v2", TestBatches().batches(miniature), settings, CPU, 0, torch.device("cpu")
+        )
+        for step, share in ((0, 0.5), (50, 0.5**0.9)):
+            trainer.update(step)
+            assert [group["lr"] for group in trainer.optimizer.param_groups] == [pytest.approx(0.02 * share)]
+
+    def test_bf16_rounds_the_loss(self, miniature):
+        exact, rounded = (
+            float(
+                SegmenterTrainer(
+                    "bisenet_v2", TestBatches().batches(miniature), SMALL, compute, 0, torch.device("cpu")
+                ).update(0)["loss"]
+            )
+            for compute in (CPU, CPU.model_copy(update={"precision": "bf16"}))
+        )
+        assert exact != rounded == pytest.approx(exact, rel=0.05)
+
     def test_loss_is_the_mean_of_the_valid_pixels_over_five_heads(self, miniature):
         trainer = SegmenterTrainer("bisenet_v2", TestBatches().batches(miniature), SMALL, CPU, 0, torch.device("cpu"))
         batch = trainer.batches.batch(0)

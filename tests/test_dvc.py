@@ -43,15 +43,15 @@ def environment():
         yield
 
 
-def run(folder, *command, check=True):
+def run(folder, *command):
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     text = result.stdout + result.stderr
-    assert not check or result.returncode == 0, text
+    assert result.returncode == 0, text
     return text
 
 
-def seas(folder, *arguments, check=True):
-    return run(folder, sys.executable, "-m", "seas.cli", *arguments, check=check)
+def seas(folder, *arguments):
+    return run(folder, sys.executable, "-m", "seas.cli", *arguments)
 
 
 def dvc(folder, *arguments):
@@ -173,7 +173,7 @@ def test_a_damaged_file_is_named_and_made_anew(clone, house, no_photographs):
     assert f"set aside: {RUN}/downstream/bisenet_v2/generated/all: {file.relative_to(clone)} is damaged" in text
     assert "set aside: results/report: its input" in text and text.count("set aside") == 2
     assert planned(clone) == {"downstream": 1, "report": 1}
-    failed = snakemake(clone, check=False)
+    failed = snakemake(clone, fails=True)
     assert re.search(rf"seas: the image {house}/data/mine/washer/\S+ does not exist", failed), failed
     assert "Traceback" not in failed
     no_photographs()

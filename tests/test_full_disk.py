@@ -34,7 +34,7 @@ def test_a_full_disk_is_told_in_one_sentence_and_the_run_goes_on(resize, tmp_pat
     house, finished = tmp_path / "house", [0]
     for size in ("100k", "1500k"):
         resize(size)
-        text = snakemake(house, check=False)
+        text = snakemake(house, fails=True)
         assert "seas: no space is left on the disk; make room and start again, finished work is kept" in text
         assert [damage(path) for path in artifacts(house)] == [None] * len(artifacts(house))
         finished.append(len(artifacts(house)))

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -280,6 +281,23 @@ class TestSampler:
     def test_the_automatic_batch_on_a_gpu_shrinks_with_the_image(self, side, images):
         assert GenerationSettings().images_at_once("cuda", side) == images
         assert GenerationSettings(batch_size=48).images_at_once("cuda", side) == 48
+
+    def test_every_network_computes_in_the_wanted_precision(self, sampler, monkeypatch):
+        inside, seen, pipeline = [], set(), sampler.pipeline
+
+        @contextmanager
+        def noted(compute):
+            assert compute is sampler.compute
+            inside.append(compute)
+            yield
+            inside.pop()
+
+        monkeypatch.setattr(sampler_module, "autocast", noted)
+        networks = (pipeline.text_encoder, pipeline.unet, pipeline.vae.decoder, sampler.rmp)
+        for network in networks:
+            network.register_forward_pre_hook(lambda module, given: seen.add((module, bool(inside))))
+        sampler.make("dent", [(0, 0)])
+        assert seen == {(network, True) for network in networks}
 
     def test_guidance_mixes_both_halves(self, sampler):
         plain = sampler.settings

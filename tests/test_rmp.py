@@ -530,10 +530,10 @@ def trained(generator, miniature, tmp_path_factory):
     return folder
 
 
-def trainer_of(generator, **settings):
+def trainer_of(generator, compute=CPU, **settings):
     pipeline = load_pipeline(generator)
     prompts, images = rmp_train.Prompts.load(generator), load_encoded(generator)
-    return RmpTrainer(pipeline, prompts, images, SMALL.model_copy(update=settings), CPU, 0)
+    return RmpTrainer(pipeline, prompts, images, SMALL.model_copy(update=settings), compute, 0)
 
 
 @pytest.fixture(scope="module")
@@ -593,6 +593,25 @@ class TestTraining:
             assert torch.allclose(seen[draw][0], output[:2], atol=1e-6)
             assert torch.allclose(given, context, atol=1e-6) and len(set(batch.prompts)) > 1
 
+    def test_stochastic_decodes_the_latents_after_a_drawn_step(self, generator, monkeypatch):
+        trainer, steps, decoded = trainer_of(generator, vae_latent="stochastic", abnormal_per_batch=2), [], []
+
+        def of_step(kind, scheduler, output, timesteps, noisy, **drawn):
+            steps.append((scheduler, output, timesteps, noisy))
+            return latents_to_decode(kind, scheduler, output, timesteps, noisy, **drawn)
+
+        monkeypatch.setattr(rmp_train, "latents_to_decode", of_step)
+        monkeypatch.setattr(
+            rmp_train,
+            "vae_features",
+            lambda vae, latents, *given: decoded.append(latents) or vae_features(vae, latents, *given),
+        )
+        for draw in (0, 1):
+            trainer.losses(draw)
+            expected = previous_latents(*steps[draw], torch_rng(0, "rmp step", draw))
+            assert torch.equal(decoded[draw], expected)
+            assert not torch.allclose(expected, previous_latents(*steps[draw]), atol=1e-2)
+
     def test_padding_is_left_out_of_the_loss(self, generator, monkeypatch):
         trainer, given = trainer_of(generator), []
         batch = trainer.batches.batch(0)
@@ -606,6 +625,10 @@ class TestTraining:
 
     def test_the_same_settings_give_the_same_loss(self, generator, first_loss):
         assert float(trainer_of(generator).losses(0)["loss"].detach()) == first_loss
+
+    def test_bf16_rounds_the_loss(self, generator, first_loss):
+        loss = float(trainer_of(generator, CPU.model_copy(update={"precision": "bf16"})).losses(0)["loss"].detach())
+        assert loss != first_loss and loss == pytest.approx(first_loss, rel=0.05)
 
     def test_the_first_weights_depend_on_the_seed_alone(self, generator):
         state = torch.get_rng_state()

@@ -1,5 +1,7 @@
 """The training loop: the same weights whether or not it was interrupted."""
 
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -148,22 +150,25 @@ def test_a_long_gradient_of_all_weights_together_is_shortened(largest_norm, chan
     assert [float(weight.detach()) for weight in weights] == pytest.approx(change, abs=1e-5)
 
 
-def test_tensorboard_holds_the_losses(tmp_path):
+def test_tensorboard_holds_the_losses_of_a_killed_run_once(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(
-        lambda step: {"loss": torch.tensor(float(step))},
-        4,
-        {},
-        working=tmp_path,
-        label="l",
-        checkpoint_every=9,
-        record_every=2,
-        tensorboard=tmp_path / "tb",
-    )
+    def run(first_value, dies_at):
+        def update(step):
+            if step == dies_at:
+                raise KeyboardInterrupt
+            return {"loss": torch.tensor(first_value + step)}
+
+        given = {"checkpoint_every": 4, "record_every": 2, "tensorboard": tmp_path / "tb"}
+        train(update, 8, {}, working=tmp_path, label="l", **given)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(0.0, dies_at=7)
+    time.sleep(1)  # the files are read in the order of their seconds
+    run(100.0, dies_at=None)
     events = EventAccumulator(str(tmp_path / "tb"))
     events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(2, 0.5), (4, 2.5)]
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(2, 0.5), (4, 2.5), (6, 104.5), (8, 106.5)]
 
 
 def test_draws_depend_on_their_names_alone():
