@@ -29,10 +29,9 @@ from seas.metrics.settings import MetricsSettings
 from seas.report.settings import ReportSettings
 from seas.resources import Work, work
 from seas.rmp.settings import RmpSettings
-from seas.settings import ComputeSettings, StationSettings, setting
+from seas.settings import SAFE_NAME, ComputeSettings, EachOnce, StationSettings, setting
 from seas.weights import has_paper_weights
 
-SAFE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 RESERVED_NAMES = {"dataset": ("base", "report", "plots", "logs", "check"), "experiment": ("data",)}
 """Folders of results/ that are no dataset's, and of a dataset's that are no experiment's."""
 DATASETS = Path("config/datasets")
@@ -116,20 +115,12 @@ class Settings(StationSettings):
 class Config(Settings):
     """The whole configuration file: what runs, and the settings it runs with."""
 
-    datasets: list[str] = setting(..., "files of config/datasets/ to run", min_length=1)
-    products: list[str] | None = setting(
+    datasets: EachOnce[list[str]] = setting(..., "files of config/datasets/ to run", min_length=1)
+    products: EachOnce[list[str] | None] = setting(
         None, "products to run; all products of the datasets when absent", min_length=1
     )
-    experiments: list[str] = setting(["seas"], "files of config/experiments/ to run", min_length=1)
+    experiments: EachOnce[list[str]] = setting(["seas"], "files of config/experiments/ to run", min_length=1)
     seeds: list[int] = setting([0], "seeds to run", min_length=1)
-
-    @field_validator("datasets", "products", "experiments")
-    @classmethod
-    def _each_once(cls, names: list[str] | None) -> list[str] | None:
-        for name in names or []:
-            if names.count(name) > 1:
-                raise ValueError(f"'{name}' stands in the list twice")
-        return names
 
     @field_validator("seeds")
     @classmethod

@@ -1,8 +1,11 @@
 """What the settings classes of all stations have in common."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+SAFE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+"""What may name a product, a type or a result: a folder's name that needs no quotes in a shell."""
 
 
 class StationSettings(BaseModel):
@@ -23,6 +26,18 @@ def setting(default: Any = ..., description: str = "", *, unit: str = "", source
     """
     extra = {key: value for key, value in (("unit", unit), ("source", source)) if value}
     return Field(default, description=description, json_schema_extra=extra or None, **limits)
+
+
+def _each_once(names: Any) -> Any:
+    for name in names or []:
+        if names.count(name) > 1:
+            raise ValueError(f"'{name}' stands in the list twice")
+    return names
+
+
+_Names = TypeVar("_Names")
+EachOnce = Annotated[_Names, AfterValidator(_each_once)]
+"""A list, a tuple or None, in which nothing stands twice."""
 
 
 class ComputeSettings(StationSettings):

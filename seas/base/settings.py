@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from seas.settings import StationSettings, setting
+from seas.settings import SAFE_NAME, StationSettings, setting
 
 STAGE_VERSION = 2
 CHANNELS_OF_A_VAE_GROUP = 8
@@ -20,7 +20,7 @@ class BaseSettings(StationSettings):
     name: str = setting(
         PAPER_BASE,
         "name of the base in results/base/; a base named sd_v1_4 must have Stable Diffusion v1-4's number of parameters",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        pattern=SAFE_NAME,
     )
     pretrained: str | None = setting(
         "models/stable-diffusion-v1-4",

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from seas.artifacts import sampled_sha256, sha256
 from seas.errors import InputError
+from seas.settings import SAFE_NAME
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 OTHER_PICTURES = {
@@ -22,7 +23,6 @@ OTHER_PICTURES = {
 }
 UNCOMPRESSED = {".bmp", ".tif", ".tiff"}
 """Pictures whose size does not depend on what they show, or need not."""
-SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 UNIFIED = "all"
 """No product bears this name: it stands for the model of all products."""
 
@@ -52,7 +52,7 @@ def list_products(root: Path) -> list[str]:
         f"{path}: '{path.name}' cannot be the name of a product; rename the folder, "
         f"with letters, digits, '_', '.' and '-' only, and not '{UNIFIED}'"
         for path in products
-        if not SAFE_NAME.fullmatch(path.name) or path.name == UNIFIED
+        if not re.fullmatch(SAFE_NAME, path.name) or path.name == UNIFIED
     ]
     raise_faults(Path(root), faults)
     return [path.name for path in products]
@@ -96,7 +96,7 @@ def list_samples(root: Path, product: str) -> list[Sample]:
         faults.append(f"{folder / 'test'} holds no anomaly type (a folder of images beside 'good')")
     for path in types:
         images = _images(path)
-        if not SAFE_NAME.fullmatch(path.name):
+        if not re.fullmatch(SAFE_NAME, path.name):
             faults.append(f"{path}: rename the type, with letters, digits, '_', '.' and '-' only")
         if not images:
             faults.append(f"{path} holds no image")

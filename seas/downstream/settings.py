@@ -2,9 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import field_validator
-
-from seas.settings import StationSettings, setting
+from seas.settings import EachOnce, StationSettings, setting
 
 STAGE_VERSION = 4
 
@@ -29,8 +27,8 @@ class DownstreamSettings(StationSettings):
     are kept in each, so that nothing is chosen by looking at the test set.
     """
 
-    models: tuple[Model, ...] = setting(("bisenet_v2",), "segmentation models", source="Tab. 4", min_length=1)
-    trained_on: tuple[Source, ...] = setting(
+    models: EachOnce[tuple[Model, ...]] = setting(("bisenet_v2",), "segmentation models", source="Tab. 4", min_length=1)
+    trained_on: EachOnce[tuple[Source, ...]] = setting(
         ("real", "crop_and_paste", "generated"),
         "sources of the abnormal images, one arm each",
         source="Sec. 4.3; ours",
@@ -63,11 +61,3 @@ class DownstreamSettings(StationSettings):
     def obeyed(self) -> dict[str, Any]:
         """What one arm is a function of, as plain values: not which other arms there are."""
         return self.model_dump(mode="json", exclude={"models", "trained_on", "scope"})
-
-    @field_validator("models", "trained_on")
-    @classmethod
-    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"'{name}' stands in the list twice")
-        return names
