@@ -5,9 +5,10 @@ from typing import get_args
 
 from snakemake.exceptions import WorkflowError
 
-from seas.config import Workflow, of_command_line, overlaid
+from seas.config import of_command_line, overlaid
 from seas.downstream.settings import TREES, Model
 from seas.errors import InputError
+from seas.workflow import Workflow
 
 
 configfile: "config/config.yaml"

@@ -17,8 +17,8 @@ import torch
 from attention import attention_aps, make, parser_of_runs, workflow_of
 
 from seas.artifacts import read_table
-from seas.config import Workflow
 from seas.report.tables import TextTable, markdown
+from seas.workflow import Workflow
 
 MODEL, ARM = "bisenet_v2", "generated"
 QUALITY = {"KID": "kid", "IC-LPIPS": "ic_lpips"}

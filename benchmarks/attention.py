@@ -23,13 +23,13 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from seas.artifacts import read_table
-from seas.config import Workflow, load_workflow
 from seas.generator.attention import AttentionMaps, token_maps
 from seas.generator.losses import min_max
 from seas.generator.pipeline import encode_prompts, load_pipeline, tokenise
 from seas.generator.prompts import Prompts, models_of, token_positions
 from seas.images import load_fitted, to_tensor
 from seas.seeding import torch_rng
+from seas.workflow import Workflow, load_workflow
 
 TIMESTEPS = (100, 300, 500)
 IMAGES_AT_ONCE = 32

@@ -21,10 +21,10 @@ from pathlib import Path
 import pandas as pd
 
 from seas.artifacts import read_table, write_table
-from seas.config import Workflow, load_workflow
 from seas.data.split import read_groups
 from seas.downstream.settings import TREES
 from seas.downstream.train import train_segmenter
+from seas.workflow import Workflow, load_workflow
 
 MODEL = "bisenet_v2"
 PAIRS = ("generation", "crop_and_paste")

@@ -29,8 +29,8 @@ def check(
 ) -> None:
     """Show what the networks will see of a dataset: counts, faults, shots, contact sheets, defects lost by fitting."""
     with reporting_faults():
-        from seas.config import load_workflow
         from seas.data.check import check_dataset
+        from seas.workflow import load_workflow
 
         flow = load_workflow(config, datasets=[dataset])
         flow.check_groups()
@@ -118,8 +118,8 @@ def predict(
 def progress(config: Annotated[list[str], GIVEN] = []) -> None:  # noqa: B006
     """Show which product is at which stage, what is at work, what failed, and where its log is."""
     with reporting_faults():
-        from seas.config import load_workflow
         from seas.progress import progress_page
+        from seas.workflow import load_workflow
 
         print(progress_page(load_workflow(config)))
 
@@ -128,8 +128,8 @@ def progress(config: Annotated[list[str], GIVEN] = []) -> None:  # noqa: B006
 def cost(config: Annotated[list[str], GIVEN] = []) -> None:  # noqa: B006
     """Estimate what a run costs: jobs, hours of GPUs and CPUs, disk, and the longest path."""
     with reporting_faults():
-        from seas.config import load_workflow
         from seas.cost import cost_page
+        from seas.workflow import load_workflow
 
         flow = load_workflow(config)
         flow.check()
@@ -166,8 +166,8 @@ def restore(config: Annotated[list[str], GIVEN] = []) -> None:  # noqa: B006
     What agrees counts as up to date for Snakemake; what does not is named and made anew by the next run.
     """
     with reporting_faults():
-        from seas.config import load_workflow
         from seas.versions import restore as restore_results
+        from seas.workflow import load_workflow
 
         found = restore_results(load_workflow(config), config)
         for path, reason in found.aside.items():

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from seas.artifacts import run_facts
-from seas.config import Workflow
 from seas.plan import Job, planned
 from seas.resources import MEASURED, Rate, memory_mb, rate
 from seas.versions import made_as_wanted
+from seas.workflow import Workflow
 
 STARTING_SECONDS = {"index": 10, "split": 10, "report": 30}
 A_START = 40

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from seas.artifacts import MANIFEST
-from seas.config import Workflow
 from seas.downstream.settings import TREES
 from seas.resources import Work
+from seas.workflow import Workflow
 
 
 class Job(NamedTuple):

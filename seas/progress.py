@@ -5,9 +5,9 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from seas.config import Workflow
 from seas.plan import Job, planned
 from seas.runs import alive_holder
+from seas.workflow import Workflow
 
 STAGES = ("index", "split", "generator", "rmp", "generation", "crop_and_paste", "metrics")
 SHORT = {"crop_and_paste": "paste"}

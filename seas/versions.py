@@ -16,7 +16,7 @@ from typing import Any
 
 from seas.artifacts import MANIFEST, damage, flat, has_manifest, read_manifest, read_table, remove, sha256, stale
 from seas.base import settings as base_settings
-from seas.config import Settings, Workflow, files_of, settings_of
+from seas.config import Settings
 from seas.data import settings as data_settings
 from seas.downstream import settings as downstream_settings
 from seas.errors import InputError
@@ -28,6 +28,7 @@ from seas.report.published import PLOTS, published_files
 from seas.report.runs import ReportedRun, inputs_of, said_of
 from seas.rmp import settings as rmp_settings
 from seas.runs import locked
+from seas.workflow import Workflow, files_of, settings_of
 
 RESULTS = Path("results")
 NOT_RECORDED = ("logs", "check", PLOTS)

@@ -21,7 +21,7 @@ LEFT_OF = {
     "downstream": {"base", "data", "generator", "rmp", "generation"},
     "report": {"base", "data", "generator", "rmp", "generation", "metrics", "downstream"},
 }
-COMPOSERS = {"config", "cli", "reference", "versions", "compare", "plan"}
+COMPOSERS = {"config", "workflow", "cli", "reference", "versions", "compare", "plan"}
 DEMO_CHANGES = {
     "datasets",
     "compute.device",
@@ -97,7 +97,7 @@ def test_the_front_door_is_small_and_silent():
 
 
 def test_planning_loads_no_network_library():
-    code = "import sys, seas.config; sys.exit(' '.join(m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules) or 0)"
+    code = "import sys, seas.workflow; sys.exit(' '.join(m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules) or 0)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 

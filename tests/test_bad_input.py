@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from seas.artifacts import Provenance, writing_folder
-from seas.config import load_workflow
 from seas.data.index import index_product, split_product
 from seas.data.settings import DataSettings
 from seas.downstream.predict import predict_images
@@ -27,6 +26,7 @@ from seas.jobs import job, reporting_faults
 from seas.rmp.settings import RmpSettings
 from seas.rmp.train import train_rmp
 from seas.settings import ComputeSettings
+from seas.workflow import load_workflow
 
 REPOSITORY = Path(__file__).parent.parent
 CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)

@@ -10,10 +10,11 @@ import yaml
 from snakemake.cli import parse_config
 
 from seas.artifacts import Provenance, write_table
-from seas.config import Config, Workflow, as_yaml, lineage, load_workflow, of_command_line, overlaid, validated
+from seas.config import Config, as_yaml, lineage, of_command_line, overlaid, validated
 from seas.errors import InputError
 from seas.versions import artifacts
 from seas.weights import WEIGHTS
+from seas.workflow import Workflow, load_workflow
 
 REPOSITORY = Path(__file__).parent.parent
 SHIPPED = sorted(path.stem for path in (REPOSITORY / "config/experiments").glob("*.yaml"))

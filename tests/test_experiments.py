@@ -14,7 +14,6 @@ from seas.config import (
     STAGE_SECTIONS,
     DatasetFile,
     Settings,
-    Workflow,
     experiment_settings,
     lineage,
     read_experiment,
@@ -36,6 +35,7 @@ from seas.report.tables import paper_variants
 from seas.rmp.features import UnetFeatures
 from seas.rmp.train import RmpTrainer, load_rmp, train_rmp
 from seas.settings import ComputeSettings
+from seas.workflow import Workflow
 
 CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
 NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
@@ -454,7 +454,7 @@ def flow_of(bench: Bench, *experiments: str) -> Workflow:
     content = {"datasets": ["mine"], "experiments": list(experiments), "base": {"name": "b", "pretrained": None}}
     with pytest.MonkeyPatch.context() as patch:
         dataset = DatasetFile(root=bench.miniature.root)
-        patch.setattr("seas.config.read_dataset", lambda name: dataset)
+        patch.setattr("seas.workflow.read_dataset", lambda name: dataset)
         return Workflow(content)
 
 

@@ -12,11 +12,11 @@ import yaml
 
 from seas import artifacts, runs
 from seas.artifacts import Provenance, write_json, write_table
-from seas.config import Workflow
 from seas.cost import cost_page, disk_bytes, longest_path, rates_of_finished, seconds
 from seas.plan import planned
 from seas.progress import progress_page, state
 from seas.versions import artifacts as artifacts_of
+from seas.workflow import Workflow
 
 RUN = Path("results/mine/seas/seed0")
 

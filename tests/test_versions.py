@@ -15,11 +15,12 @@ from seas import artifacts as artifact_files
 from seas import runs, versions
 from seas.artifacts import Provenance, damage, read_manifest, stale, write_table, writing_folder
 from seas.compare import changed_settings, compare, difference
-from seas.config import Workflow, overlaid
+from seas.config import overlaid
 from seas.downstream.settings import TREES
 from seas.errors import InputError
 from seas.report.published import settings_of_stages
 from seas.versions import artifacts, finished, record, reported_runs, restore, set_apart
+from seas.workflow import Workflow
 
 RUN = Path("results/mine/seas/seed0")
 PUBLISHED = {"metrics.json": "{}\n", "settings.json": "{}\n", "plots/losses/a.csv": "step,loss\n1,2\n"}
