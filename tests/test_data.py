@@ -370,6 +370,32 @@ class TestCheck:
         assert "4 images of 8 bits are dark, 99.9 % of the values not above 32 of 255: bolt/train/good/0.png" in text
         assert "no good image is left to test" in text
 
+    @pytest.mark.parametrize(
+        ("shots", "rest", "sentence"),
+        [
+            (
+                [40] * 4,
+                [100] * 8,
+                "cut: the training images are darker than the test images, in the mean 40 for 100 of 255",
+            ),
+            ([100] * 4, [40] * 8, "cut: the training images are brighter than the test images, in the mean 100 for 40"),
+            ([40, 40, 40, 100], [100, 100, 100, 100, 100, 40, 40, 40], None),
+            ([40] * 4, [55] * 8, None),
+            ([40] * 3, [100] * 6, None),
+        ],
+        ids=["darker", "brighter", "mixed", "nearly the same", "too few"],
+    )
+    def test_shots_in_another_light_than_the_test_images_are_said(self, dataset, tmp_path, shots, rest, sentence):
+        for number, level in enumerate(shots + rest):
+            write_image(np.full((20, 30, 3), level, np.uint8), dataset / f"bolt/test/cut/{number:02}.png")
+            shutil.copy(
+                dataset / "bolt/ground_truth/cut/0_mask.png", dataset / f"bolt/ground_truth/cut/{number:02}_mask.png"
+            )
+        for old in [*dataset.glob("bolt/test/cut/?.png"), *dataset.glob("bolt/ground_truth/cut/?_mask.png")]:
+            old.unlink()
+        text = check_dataset(dataset, "mvtec_ad", DataSettings(image_size=16), tmp_path / "sheets", ["bolt"])
+        assert (sentence in text) if sentence else ("than the test images" not in text)
+
     def test_fourteen_bits_stored_in_sixteen_are_said(self, dataset, tmp_path):
         for name, highest in (("sensor", 16383), ("scaled", 65535)):
             values = np.linspace(0, highest, 20 * 30).reshape(20, 30).astype(np.uint16)

@@ -25,6 +25,11 @@ DARK = {8: 32, 16: 64}
 """Grey levels of 255: a photograph of so many bits that is hardly anywhere brighter is shown as dark."""
 BRIGHTEST = 99.9
 """Per cent of a photograph's values that are as dark: a hot pixel or a label may be brighter."""
+OTHER_LIGHT = 20
+"""Grey levels of 255 between the mean brightness of what trains and of what tests, from which on it is said."""
+ALIKE = 0.9
+"""Share of the pairs of a training and a test image in which the same one is the brighter, up to which it is not."""
+FEWEST_COMPARED = 4
 
 
 def check_dataset(root: Path, layout: str, data: DataSettings, output: Path, products: Sequence[str]) -> str:
@@ -100,10 +105,10 @@ def _check_product(root: Path, layout: str, data: DataSettings, output: Path, pr
             f"  {len(copies)} test images are copies of training images (put both into one group, data.groups): "
             f"{', '.join(copies[:5])}{', …' if len(copies) > 5 else ''}"
         )
-    depths = {image: 16 if has_sixteen_bits(root / image) else 8 for image in split.image}
+    light = pd.DataFrame([_light(root / image) for image in split.image], index=split.image)
+    lines += _of_other_light(split.assign(brightness=light.brightness.to_numpy()))
     for bits, level in DARK.items():
-        of_depth = [image for image, depth in depths.items() if depth == bits]
-        if dark := [image for image in of_depth if np.percentile(read_image(root / image), BRIGHTEST) <= level]:
+        if dark := list(light.index[(light.bits == bits) & (light.brightest <= level)]):
             lines.append(
                 f"  {len(dark)} images of {bits} bits are dark, {BRIGHTEST} % of the values not above {level} of 255"
                 f"{' (12 or 14 bits, stored in 16? multiply by 16 or 4, and save them again)' if bits == 16 else ''}: "
@@ -113,6 +118,33 @@ def _check_product(root: Path, layout: str, data: DataSettings, output: Path, pr
         lines.append("  no good image is left to test: scores at image level will be undefined")
     write_image(_contact_sheet(split, root, data), output / f"{product}.png")
     return "\n".join(lines)
+
+
+def _light(path: Path) -> dict[str, float]:
+    values = read_image(path)
+    return {
+        "bits": 16 if has_sixteen_bits(path) else 8,
+        "brightness": float(values.mean()),
+        "brightest": float(np.percentile(values, BRIGHTEST)),
+    }
+
+
+def _of_other_light(split: pd.DataFrame) -> list[str]:
+    """A line for each type whose training images are nearly all darker, or nearly all brighter, than its test images."""
+    lines = []
+    for name, rows in split.groupby("type"):
+        trained = rows[rows.role.isin(["shot", "normal", "reserve"])].brightness.to_numpy()
+        tested = rows[rows.role == "test"].brightness.to_numpy()
+        if min(len(trained), len(tested)) < FEWEST_COMPARED:
+            continue
+        brighter, darker = ((sign * trained[:, None] > sign * tested).mean() for sign in (1, -1))
+        difference = trained.mean() - tested.mean()
+        if abs(difference) >= OTHER_LIGHT and max(brighter, darker) > ALIKE:
+            lines.append(
+                f"  {name}: the training images are {'brighter' if difference > 0 else 'darker'} than the test images, in the "
+                f"mean {trained.mean():.0f} for {tested.mean():.0f} of 255 (do the names follow the light?)"
+            )
+    return lines
 
 
 def _tested_copies(split: pd.DataFrame, root: Path) -> list[str]:
