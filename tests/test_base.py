@@ -436,8 +436,8 @@ class TestTraining:
         assert manifests[0] == manifests[1]
 
     @pytest.mark.parametrize("dropped", [0, 1], ids=["captions", "no caption"])
-    def test_each_picture_is_learnt_with_its_own_caption(self, dropped):
-        """Each latent holds its picture's number, which the noise at timestep 0 leaves readable."""
+    def test_each_picture_is_learnt_with_its_own_caption(self, tmp_path, dropped):
+        """Each latent holds its picture's number, and no noise is added to it."""
         pipeline, pictures = build_base(TINY, vocabulary()), []
         captions = [corpus_image(0, index, 32)[1] for index in range(8)]
         assert len(set(captions)) == 8
@@ -446,7 +446,7 @@ class TestTraining:
         seen = []
         pipeline.text_encoder.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
         settings = TINY.model_copy(update={"dropped_captions": float(dropped), "unet_updates": 6})
-        base_train._train_unet(pipeline, latents, captions, settings, CPU, Path("nowhere"), None)
+        base_train._train_unet(pipeline, latents, captions, settings, CPU, tmp_path, None)
         assert len({int(number) for numbers in pictures for number in numbers}) > 4
         for ids, numbers in zip(seen, pictures, strict=True):
             expected = ["" if dropped else captions[number] for number in numbers]
