@@ -84,8 +84,8 @@ def difference(before: Sequence[float], after: Sequence[float]) -> Difference:
     return Difference(*sides[0], *sides[1], limit)
 
 
-def by_seed(metrics: Mapping[str, float | None]) -> dict[Number, dict[str, float]]:
-    """The content of metrics.json: number → seed → value; values that are no number are left out.
+def by_seed(metrics: Mapping[str, float | None], revision: str | None = None) -> dict[Number, dict[str, float]]:
+    """The content of a revision's metrics.json: number → seed → value; values that are no number are left out.
 
     Raises InputError for a name that is none of this project's.
     """
@@ -93,7 +93,7 @@ def by_seed(metrics: Mapping[str, float | None]) -> dict[Number, dict[str, float
     for name, value in metrics.items():
         parts = dict(zip(KEY, name.split("/"), strict=False))
         if len(parts) < len(KEY) or not parts["seed"].startswith("seed"):
-            raise InputError(f"'{name}' in {METRICS} is no name of a result")
+            raise InputError(f"'{name}' in {METRICS} of {revision or WORKSPACE} is no name of a result")
         values = found.setdefault(Number(**{key: parts[key] for key in KEY if key != "seed"}), {})
         if value is not None:
             values[parts["seed"]] = value
@@ -164,7 +164,7 @@ def compare(before: str, after: str | None) -> str:
     Raises InputError when a revision or its results do not exist.
     """
     settings = changed_settings(read_revision(before, SETTINGS), read_revision(after, SETTINGS))
-    numbers = [by_seed(read_revision(revision, METRICS)) for revision in (before, after)]
+    numbers = [by_seed(read_revision(revision, METRICS), revision) for revision in (before, after)]
     lines = [f"Results of {before} → {after or WORKSPACE}", "", "Settings"]
     for (key, old, new), places in settings.items():
         where = "; ".join(f"{run}: {', '.join(stages)}" for run, stages in places.items())

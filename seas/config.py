@@ -103,6 +103,9 @@ class Settings(StationSettings):
     def obeyed_by(self, stage: str) -> dict[str, Any]:
         """The settings that the stage and all stages left of it obey, as plain values."""
         content = {name: getattr(self, name).obeyed() for name in Settings.model_fields}
+        content["compute"] = {
+            name: self.compute.of(name).obeyed() for name in self.compute.threads.keys() & STAGE_SECTIONS[stage]
+        }
         return {path: functools.reduce(dict.__getitem__, path.split("."), content) for path in STAGE_SECTIONS[stage]}
 
 

@@ -57,7 +57,8 @@ def _of_a_run(flow: Workflow, dataset: str, experiment: str, seed: int) -> Itera
     def job(stage: str, subject: str, output: str, *after: str, work: str = "", log: Path | None = None, **wildcards):
         path = Path(output)
         run = dataset if stage == "index" else "/".join(path.parts[1:4])
-        about = {"dataset": dataset, "experiment": experiment} | wildcards
+        owner = experiment if stage == "index" else path.parts[2]  # whose settings the job obeys
+        about = {"dataset": dataset, "experiment": owner} | wildcards
         done = flow.work(work or stage, about)
         return Job(stage, run, subject, path, log or _log(path), tuple(map(Path, after)), done)
 
@@ -81,7 +82,7 @@ def _of_a_run(flow: Workflow, dataset: str, experiment: str, seed: int) -> Itera
             yield made._replace(merged=Path(generation))
         work = "merge" if shards else "generation"
         yield job("generation", product, generation, generator, rmp, *shards, work=work, product=product)
-        if any("crop_and_paste" in arm for arm in arms):
+        if any("crop_and_paste" in TREES[arm] for arm in arms):
             yield job("crop_and_paste", product, folder("crop_and_paste"), split, product=product)
         yield job("metrics", product, folder("metrics") + ".parquet", generation, split, product=product)
     for model in settings.downstream.models:

@@ -202,7 +202,7 @@ def _give_back(lock: Path, dead: Holder) -> None:
 def _bury(lock: Path, ticket: Path) -> Holder | None:
     """Remove the lock of a dead run; gives that run. Raises InputError when its holder is alive."""
     try:
-        content, age = lock.read_text(), _now(ticket) - lock.stat().st_mtime
+        content, age = lock.read_text(errors="replace"), _now(ticket) - lock.stat().st_mtime
         holder = Holder(**json.loads(content))
     except FileNotFoundError:
         return None
@@ -219,7 +219,7 @@ def _bury(lock: Path, ticket: Path) -> Holder | None:
         lock.rename(grave)
     except FileNotFoundError:
         return None
-    if grave.read_text() != content:  # another run was quicker: what was moved is its lock
+    if grave.read_text(errors="replace") != content:  # another run was quicker: what was moved is its lock
         _linked(grave, lock)
     grave.unlink()
     return holder

@@ -1,6 +1,6 @@
 """What the settings classes of all stations have in common."""
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -12,10 +12,16 @@ class StationSettings(BaseModel):
     """Settings of one station: unknown keys are refused, values are checked, nothing is changed later."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    NOT_OBEYED: ClassVar[frozenset[str]] = frozenset()
+    """Settings of which no result is a function, such as in how many pieces it is computed: another value makes nothing anew."""
 
     def obeyed(self) -> dict[str, Any]:
         """What a result is a function of, as plain values."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", exclude=set(self.NOT_OBEYED))
+
+    def not_obeyed(self) -> dict[str, Any]:
+        """The others, which a job is handed beside them."""
+        return self.model_dump(mode="json", include=set(self.NOT_OBEYED))
 
 
 def setting(default: Any = ..., description: str = "", *, unit: str = "", source: str = "", **limits: Any) -> Any:
@@ -61,6 +67,8 @@ class ComputeSettings(StationSettings):
 
 class TrainerSettings(StationSettings):
     """How long the generator and the mask branch train, and on what batches."""
+
+    NOT_OBEYED: ClassVar[frozenset[str]] = frozenset({"checkpoint_every"})
 
     updates_per_type: int = setting(
         800, "optimizer updates for each anomaly type of the product", unit="updates", source="Sec. A.2", ge=1

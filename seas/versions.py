@@ -236,7 +236,7 @@ def set_apart(flow: Workflow) -> Restored:
     What does not agree is renamed to a hidden name beside it, so that the next run makes it anew; it comes back when
     a later check with other settings finds that it agrees. What was made from something that is not here stays.
 
-    Raises InputError for two results of one name, one of them set aside earlier, that both do not agree.
+    Raises InputError, before any is renamed, for two results of one name, one of them set aside earlier, that both do not agree.
     """
     fresh: set[Path] = set()
     aside: dict[Path, str] = {}
@@ -251,8 +251,14 @@ def set_apart(flow: Workflow) -> Restored:
         elif not (reason := reason or _disagreement(artifact, fresh)) or _earlier_agrees(artifact, fresh):
             fresh.add(artifact.path)
         else:
-            _set_aside(artifact.path)
             aside[artifact.path] = reason
+    for path in aside:
+        if stale(path).exists():
+            raise InputError(
+                f"{path} is to be set aside, and {stale(path)}, which was set aside earlier, would be lost: record or remove one of them"
+            )
+    for path in aside:
+        os.replace(path, stale(path))
     if RESULTS / "report" in fresh:
         _check_published(flow, fresh, aside, missing)
     return Restored(sorted(fresh), aside, unchecked, missing)
@@ -271,7 +277,7 @@ def _check_published(flow: Workflow, fresh: set[Path], aside: dict[Path, str], m
             missing.append(output)
         elif wrong:
             remove(stale(output))
-            _set_aside(output)
+            os.replace(output, stale(output))
             aside[output] = f"{RESULTS / wrong[0]} is not what the finished stages give"
         else:
             fresh.add(output)
@@ -305,21 +311,15 @@ def _bring_back(path: Path) -> None:
         os.replace(stale(path), path)
 
 
-def _set_aside(path: Path) -> None:
-    if stale(path).exists():
-        raise InputError(
-            f"{path} is to be set aside, and {stale(path)}, which was set aside earlier, would be lost: record or remove one of them"
-        )
-    os.replace(path, stale(path))
-
-
 def restore(flow: Workflow, given: Sequence[Path | str]) -> Restored:
     """``set_apart``, then tell Snakemake that the artifacts that agree are up to date, with the parameters they have now.
 
     ``given`` is what the configuration was loaded from.
 
-    Raises InputError while a run is at work here, or when Snakemake fails.
+    Raises InputError while a run is at work here, for a configuration that Snakemake would refuse, or when Snakemake fails,
+    which then names what was set aside.
     """
+    flow.check()
     with locked():
         found = set_apart(flow)
         if found.fresh:
@@ -327,7 +327,10 @@ def restore(flow: Workflow, given: Sequence[Path | str]) -> Restored:
             options = [*(["--configfile", *files] if files else []), *(["--config", *settings] if settings else [])]
             # Without hooks: the lock is held here.
             options += ["--touch", "--forceall", "--no-hooks", "--quiet", "all"]
-            _run("Snakemake", [sys.executable, "-m", "snakemake", *options, "--", *map(str, found.fresh)])
+            try:
+                _run("Snakemake", [sys.executable, "-m", "snakemake", *options, "--", *map(str, found.fresh)])
+            except InputError as fault:
+                raise InputError("\n  set aside before: ".join([str(fault), *map(str, found.aside)])) from None
     return found
 
 

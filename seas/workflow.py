@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from seas.artifacts import read_manifest, read_table, sha256
-from seas.base.pretrained import check_base, check_stable_diffusion, find_base, parameters
+from seas.artifacts import flat, read_manifest, read_table, sha256
+from seas.base.pretrained import check_base, check_stable_diffusion, count_parameters, find_base
 from seas.base.settings import PAPER_BASE
 from seas.config import (
     DATASETS,
@@ -27,14 +27,12 @@ from seas.config import (
     stored_index,
     validated,
 )
-from seas.data import mvtec_ad
-from seas.downstream.settings import IMAGES_FOR_THRESHOLDS
+from seas.data.layouts import READERS
+from seas.data.third import require_shots, third_of
+from seas.downstream.settings import IMAGES_FOR_THRESHOLDS, TREES
 from seas.errors import InputError
 from seas.resources import Work, work
 from seas.weights import has_paper_weights
-
-READERS = {"mvtec_ad": mvtec_ad}
-"""The module that reads each layout."""
 
 
 class Workflow:
@@ -45,6 +43,8 @@ class Workflow:
 
         Raises InputError for any fault in it, in the datasets' files or in the experiments' files.
         """
+        for file in files:  # Snakemake keeps the last of two equal keys without a word
+            read_yaml(Path(file))
         where = f"configuration ({', '.join(map(str, files))}, --config)" if files else "configuration"
         self.config: Config = validated(Config, content, where)
         self._sections = {
@@ -54,7 +54,7 @@ class Workflow:
         self._settings: dict[tuple[str, str], Settings] = {}
         for dataset in self.datasets:
             for experiment in self.config.experiments:
-                for ancestor in lineage(experiment):
+                for ancestor in reversed(lineage(experiment)):  # a fault is that of the file that has it
                     self.settings(dataset, ancestor)
 
     def settings(self, dataset: str, experiment: str) -> Settings:
@@ -75,15 +75,17 @@ class Workflow:
         for dataset in self.datasets:
             self.products(dataset)
         self.check_groups()
+        self._check_shots()
         self._check_bases()
-        for (dataset, experiment), settings in self._settings.items():
-            where = f"{experiment} on {dataset}"
+        for dataset, experiment, settings in self._made("metrics"):
             metrics = settings.metrics
             if metrics.extractors == "paper" and not has_paper_weights(metrics.lpips_backbone, metrics.weights_folder):
                 raise InputError(
-                    f"metrics.extractors is 'paper' in {where}, but metrics.weights_folder ({metrics.weights_folder}) "
-                    "lacks the weights; README.md names the files"
+                    f"metrics.extractors is 'paper' in {experiment} on {dataset}, but metrics.weights_folder "
+                    f"({metrics.weights_folder}) lacks the weights; README.md names the files"
                 )
+        for dataset, experiment, settings in self._made("rmp"):
+            where = f"{experiment} on {dataset}"
             blocks, levels = self._unet_sizes(settings)
             if not blocks - 1 <= max(settings.rmp.unet_blocks) <= blocks:
                 raise InputError(
@@ -98,10 +100,28 @@ class Workflow:
 
     def check_groups(self) -> None:
         """Raise InputError for a file of groups that no product of its dataset has."""
-        for (dataset, _), settings in self._settings.items():
-            root = self.datasets[dataset].root
-            if settings.data.groups and root.is_dir():
-                mvtec_ad.require_groups(root, self.all_products(dataset), settings.data.groups)
+        for dataset, _, settings in self._made("split"):
+            file = self.datasets[dataset]
+            if settings.data.groups and file.root.is_dir():
+                READERS[file.layout].require_groups(file.root, self.all_products(dataset), settings.data.groups)
+
+    def _check_shots(self) -> None:
+        """As the split will, but before any job, and without groups, which may make a third smaller."""
+        for dataset, _, settings in self._made("split"):
+            file, data = self.datasets[dataset], settings.data
+            if data.shots == "all" or not file.root.is_dir():
+                continue
+            for product in self.products(dataset):
+                for name, images in READERS[file.layout].count_images(file.root, product).items():
+                    if images:  # why a type is empty is the index's to say
+                        require_shots(product, name, third_of(product, name, images, data), data)
+
+    @functools.cache
+    def _made(self, stage: str) -> tuple[tuple[str, str, Settings], ...]:
+        """(dataset, experiment, its settings) of each result of a stage that runs: experiments that share it stand once."""
+        runs = dict.fromkeys((dataset, experiment) for dataset, experiment, _ in self.runs())
+        owners = dict.fromkeys((dataset, self.owner(dataset, experiment, stage)) for dataset, experiment in runs)
+        return tuple((*owner, self.settings(*owner)) for owner in owners)
 
     def measures_as_the_paper(self, dataset: str, experiment: str, seed: int | str, product: str) -> bool:
         """Whether a product's metrics are those of the paper's networks: by the settings and the weights that are there, or,
@@ -128,20 +148,26 @@ class Workflow:
         return len(unet["block_out_channels"]), len(attending) + 1
 
     def _check_bases(self) -> None:
-        built: dict[str, tuple[str, Any]] = {}
+        for dataset, experiment, settings in self._made("generator"):
+            if settings.base.pretrained:
+                try:
+                    folder = find_base(settings.base.pretrained)
+                    check_base(folder)
+                    if settings.base.name == PAPER_BASE:
+                        check_stable_diffusion(folder)
+                    count_parameters(folder / "unet")  # a damaged file is told now
+                except InputError as fault:
+                    raise InputError(f"{experiment} on {dataset}: {fault}") from None
+        built: dict[str, tuple[str, dict[str, Any]]] = {}
         for (dataset, experiment), settings in self._settings.items():
             if settings.base.pretrained:
-                folder = find_base(settings.base.pretrained)
-                check_base(folder)
-                if settings.base.name == PAPER_BASE:
-                    check_stable_diffusion(folder)
-                parameters(folder / "unet")
                 continue
-            where, made_of = f"{experiment} on {dataset}", (settings.base, settings.compute)
+            where, made_of = f"{experiment} on {dataset}", flat(self.parameters(settings, "base", stage="base"))
             other, first = built.setdefault(settings.base.name, (where, made_of))
             if first != made_of:
+                key = next(key for key in made_of if first.get(key) != made_of[key])
                 raise InputError(
-                    f"base.name is '{settings.base.name}' in {other} and in {where}, but their settings differ"
+                    f"base.name is '{settings.base.name}' in {other} and in {where}, but their settings differ ({key})"
                 )
 
     @staticmethod
@@ -289,7 +315,7 @@ class Workflow:
     @staticmethod
     def _unet_parameters(settings: Settings) -> int:
         if settings.base.pretrained:
-            return parameters(find_base(settings.base.pretrained) / "unet")
+            return count_parameters(find_base(settings.base.pretrained) / "unet")
         # Measured: 11.4 M for (64, 128, 160, 160), 7.4 M for (64, 96, 128, 128).
         return 160 * sum(channels**2 for channels in settings.base.unet_channels)
 
@@ -378,7 +404,10 @@ class Workflow:
             found.add(self.base(dataset, experiment))
             found |= {f"results/{dataset}/data/{product}.parquet" for product in self.products(dataset)}
             found |= {path for stages in run["products"].values() for path in stages.values()}
-            found |= {arm["folder"] for arm in run["downstream"]}
+            for arm in run["downstream"]:
+                found.add(arm["folder"])
+                trees = (self.folder(dataset, experiment, seed, tree) for tree in TREES[arm["trained_on"]])
+                found |= {f"{tree}/{product}" for tree in trees for product in self.products_of(dataset, arm["scope"])}
         return sorted(found)
 
     def reported_run(self, dataset: str, experiment: str, seed: int) -> dict[str, Any]:

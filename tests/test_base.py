@@ -22,7 +22,7 @@ from seas.base import train as base_train
 from seas.base import vae as base_vae
 from seas.base.corpus import OUTLINE_SHARES, OUTLINES, corpus_image, vocabulary
 from seas.base.model import build_base, build_tokenizer, load_base
-from seas.base.pretrained import CLASSES, check_base, check_stable_diffusion, find_base, parameters
+from seas.base.pretrained import CLASSES, check_base, check_stable_diffusion, count_parameters, find_base
 from seas.base.settings import STAGE_VERSION, BaseSettings
 from seas.base.stable_diffusion import SCHEDULER, build_networks, old_names, rename_to_old
 from seas.base.train import rate, train_base
@@ -208,7 +208,7 @@ class TestStableDiffusion:
     def test_the_heads_of_its_files_are_counted(self, sd_shaped, tiny_base):
         check_base(sd_shaped)
         check_stable_diffusion(sd_shaped)
-        assert parameters(sd_shaped / "text_encoder") == 123_060_480
+        assert count_parameters(sd_shaped / "text_encoder") == 123_060_480
         with pytest.raises(InputError, match=r"the unet of .* parameters, that of Stable Diffusion v1-4 859,520,964"):
             check_stable_diffusion(tiny_base)
 

@@ -209,6 +209,9 @@ def test_faults_of_the_files(project):
         flow(experiments=["circle"])
     with pytest.raises(InputError, match="typo.yaml on .*mine.yaml: 'rmp.learning' is no setting"):
         flow(experiments=["typo"])
+    (config / "experiments/child.yaml").write_text("extends: typo")
+    with pytest.raises(InputError, match="typo.yaml on .*mine.yaml: 'rmp.learning' is no setting"):
+        flow(experiments=["child"])
 
 
 def test_shifts_without_mirror_images_are_refused(project):
@@ -224,8 +227,79 @@ def test_shifts_without_mirror_images_are_refused(project):
 
 def test_two_bases_of_one_name_are_refused(project):
     (project / "config/experiments/big.yaml").write_text("extends: seas\nsettings: {base: {image_size: 32}}")
-    with pytest.raises(InputError, match="base.name is 'b' in"):
+    with pytest.raises(
+        InputError, match=r"base\.name is 'b' in seas on mine and in big on mine, but .* differ \(base\.image_size\)"
+    ):
         flow(experiments=["big"]).check()
+
+
+def test_a_base_is_made_of_its_own_settings_alone(project):
+    threads = dict.fromkeys(("generator", "rmp", "generation", "metrics", "downstream"), 1) | {"base": 2}
+    (project / "config/experiments/threads.yaml").write_text(
+        yaml.safe_dump({"extends": "seas", "settings": {"compute": {"threads": threads | {"downstream": 4}}}})
+    )
+    both = flow(experiments=["seas", "threads"], compute={"device": "cpu", "threads": threads})
+    both.check()
+    owners = {stage: both.owner("mine", "threads", stage) for stage in ("generation", "metrics", "downstream/real")}
+    assert owners == {"generation": "seas", "metrics": "seas", "downstream/real": "threads"}
+
+
+def test_what_no_job_will_need_is_not_looked_at(project):
+    """The parent owns the split alone: its base, its U-Net's blocks and its metrics' weights are nobody's."""
+    parent = {
+        "base": {"name": "other", "pretrained": "no/such/base"},
+        "metrics": {"extractors": "paper", "weights_folder": "no"},
+    }
+    own = {"base": {"name": "b", "pretrained": None}, "metrics": {"extractors": "auto"}}
+    (project / "config/experiments/own.yaml").write_text(yaml.safe_dump({"extends": "seas", "settings": own}))
+    flow(experiments=["own"], **parent).check()
+    with pytest.raises(InputError, match="seas on mine: base.pretrained is 'no/such/base', which is no folder"):
+        flow(experiments=["own", "seas"], **parent).check()
+
+
+def test_types_with_too_few_images_are_found_before_any_job(project):
+    for number in range(4):
+        path = project / f"photos/nut/test/rust/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    flow(data={"shots": 1}).check()
+    with pytest.raises(InputError, match=r"nut: data\.shots is 2, but a third of the type 'rust' has 1 images"):
+        flow(data={"shots": 2}).check()
+    flow(data={"shots": 2}, products=["bolt"]).check()
+    for number in (2, 3):
+        (project / f"photos/nut/test/rust/{number}.png").unlink()
+    with pytest.raises(InputError, match="nut: the type 'rust' has 2 images; 3 are needed"):
+        flow().check()
+    flow(data={"shots": "all"}).check()
+    flow(data={"train_only_small_types": True}).check()
+
+
+def test_a_key_that_stands_twice_in_a_file_is_refused_as_snakemake_reads_it(project):
+    """Snakemake hands over the merged content, in which the first is lost, and the files' names."""
+    (project / "twice.yaml").write_text("generation: {guidance: 2}\ngeneration: {threshold: 0.3}\n")
+    with pytest.raises(InputError, match=r"twice\.yaml is no YAML: 'generation' stands twice"):
+        Workflow({"datasets": ["mine"], "generation": {"threshold": 0.3}}, ["twice.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("station", "key", "value"),
+    [
+        ("generator", "checkpoint_every", 7),
+        ("generator", "gradient_checkpointing", True),
+        ("generator", "offload_optimizer", True),
+        ("rmp", "checkpoint_every", 7),
+        ("generation", "shards", 3),
+        ("metrics", "weights_folder", "elsewhere"),
+        ("downstream", "checkpoint_every", 7),
+    ],
+)
+def test_a_setting_of_which_no_result_is_a_function_reaches_its_job_and_no_manifest(project, station, key, value):
+    plain, changed = flow(), flow(**{station: {key: value}})
+    settings = [getattr(workflow.settings("mine", "seas"), station) for workflow in (plain, changed)]
+    assert settings[0].obeyed() == settings[1].obeyed() and key not in settings[0].obeyed()
+    assert settings[1].not_obeyed()[key] == value != settings[0].not_obeyed()[key]
+    made = [{artifact.path: artifact.settings for artifact in artifacts(workflow)} for workflow in (plain, changed)]
+    assert made[0] == made[1]
 
 
 def test_the_papers_base_must_have_its_sizes(project, sd_shaped, tiny_base):

@@ -777,6 +777,9 @@ class TestTraining:
                 generator_train, "GeneratorTrainer", type("Noting", (GeneratorTrainer,), {"update": notes})
             )
             seen.clear()
+            options = {"gradient_checkpointing": True, "offload_optimizer": True, "checkpoint_every": 5}
+            card = SMALL.model_copy(update=options if killed_at == 3 else {})  # as after "the memory is too small"
+            arguments = (tiny_base, miniature.split, miniature.root, card, miniature.data, CPU, 0)
             train_generator(*arguments, output=output)
             assert seen[0] == killed_at // SMALL.checkpoint_every * SMALL.checkpoint_every
             assert json.loads((output / "manifest.json").read_text()) == json.loads(

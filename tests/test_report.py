@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from seas.artifacts import MEASURED, Provenance, write_table, writing_folder
-from seas.compare import read_revision
+from seas.compare import by_seed, read_revision
 from seas.errors import InputError
 from seas.generator.pipeline import load_pipeline
 from seas.generator.prompts import Prompts
@@ -664,3 +664,8 @@ def test_a_damaged_file_of_results_is_named(content, tmp_path, monkeypatch):
     (tmp_path / "results/metrics.json").write_bytes(content)
     with pytest.raises(InputError, match=r"results/metrics\.json is damaged"):
         read_revision(None, "metrics.json")
+
+
+def test_a_name_that_is_no_results_is_named_with_its_revision():
+    with pytest.raises(InputError, match=r"'mine/seas' in metrics\.json of v1 is no name of a result"):
+        by_seed({"mine/seas": 1.0}, "v1")

@@ -8,7 +8,7 @@ import pytest
 from diffusers import UNet2DConditionModel
 from safetensors.numpy import save_file
 
-from seas.base.pretrained import parameters
+from seas.base.pretrained import count_parameters
 from seas.config import Settings, read_yaml
 from seas.errors import InputError
 from seas.metrics.diversity import BLOCK_BYTES
@@ -184,15 +184,15 @@ def test_what_lies_far_from_the_measurement_is_a_guess():
 class TestParameters:
     def test_the_shipped_base(self):
         folder = Path(__file__).parent.parent / "seas/base/small/unet"
-        assert parameters(folder) == UNet2DConditionModel.from_pretrained(folder).num_parameters()
+        assert count_parameters(folder) == UNet2DConditionModel.from_pretrained(folder).num_parameters()
 
     @pytest.mark.parametrize("content", [b"", b"x", struct.pack("<Q", 10**15), struct.pack("<Q", 4) + b"nope"])
     def test_a_damaged_file_is_named(self, content, tmp_path):
         (tmp_path / "model.safetensors").write_bytes(content)
         with pytest.raises(InputError, match=r"model\.safetensors cannot be read"):
-            parameters(tmp_path)
+            count_parameters(tmp_path)
 
     def test_variants_count_once(self, tmp_path):
         for name in ("model.safetensors", "model.fp16.safetensors"):
             save_file({"a": np.zeros((2, 3)), "b": np.zeros(())}, tmp_path / name)
-        assert parameters(tmp_path) == 7
+        assert count_parameters(tmp_path) == 7

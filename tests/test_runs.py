@@ -272,10 +272,10 @@ def test_held_for_a_block(monkeypatch, links):
     assert take().returncode == 0
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1]"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff\xfe"])
 def test_a_damaged_lock_is_named(content):
     runs.LOCK.parent.mkdir()
-    runs.LOCK.write_text(content)
+    runs.LOCK.write_bytes(content)
     with pytest.raises(InputError, match=r"results/.run is damaged; .* start again in 3 minutes, or remove it"):
         runs.take_lock(on_cluster=False)
     os.utime(runs.LOCK, (0, 0))

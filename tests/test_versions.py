@@ -68,7 +68,7 @@ def test_what_agrees_is_up_to_date(project):
     make(flow())
     found = set_apart(flow())
     assert (found.aside, found.missing) == ({}, [])
-    assert found.fresh == sorted(Path(path) for path in {*flow().results(), str(RUN / "crop_and_paste/bolt")})
+    assert found.fresh == sorted(Path(path) for path in flow().results())
     assert read_manifest(RUN / "generation/bolt")["settings"]["wanted"] == {"dent": [0, 999], "good": [0, 999]}
 
 
@@ -146,6 +146,24 @@ def test_the_lock_is_held_while_results_are_recorded_and_restored(project, monke
     restore(flow(), [])
     assert held == dict.fromkeys(("dvc add", "git add", "Snakemake"), os.getpid())
     assert not runs.LOCK.exists()
+
+
+def test_what_was_set_aside_is_named_when_snakemake_fails(project, monkeypatch):
+    make(flow())
+
+    def fails(name, command):
+        raise InputError(f"{name} failed: why")
+
+    monkeypatch.setattr(versions, "_run", fails)
+    with pytest.raises(InputError, match=f"Snakemake failed: why\n  set aside before: {RUN}/rmp/bolt\n"):
+        restore(flow(rmp={"channels": 96}), [])
+
+
+def test_what_snakemake_would_refuse_sets_nothing_aside(project):
+    make(flow())
+    with pytest.raises(InputError, match="which is no folder"):
+        restore(flow(base={"name": "other", "pretrained": "no/such/base"}), [])
+    assert (RUN / "generator/bolt").exists()
 
 
 def test_another_version_of_a_stage_is_named(project, monkeypatch):
@@ -295,8 +313,9 @@ def test_what_was_set_aside_is_not_lost_to_what_a_checkout_laid_in_its_place(pro
     assert RUN / "rmp/bolt" in set_apart(flow()).fresh, "A does not come back"
     assert RUN / "rmp/bolt" in set_apart(of_b).fresh, "nor B after it"
     with pytest.raises(InputError, match=r"rmp/bolt is to be set aside, and .*\.bolt\.stale, .* would be lost"):
-        set_apart(flow(rmp={"channels": 288}))
+        set_apart(flow(rmp={"channels": 288}, generator={"updates_per_type": 9}))
     assert (RUN / "rmp/bolt").exists() and stale(RUN / "rmp/bolt").exists()
+    assert (RUN / "generator/bolt").exists(), "it was set aside before the fault was found"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

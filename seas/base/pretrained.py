@@ -31,6 +31,8 @@ CLASSES = {
 """What model_index.json must name."""
 SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
 """Whose noise levels the trainers read as √ᾱ x + √(1 - ᾱ) ε; those of other classes scale their inputs otherwise."""
+PREDICTIONS = ("epsilon", "v_prediction")
+"""What the U-Net may predict, as the scheduler's prediction_type names it."""
 HUB_NAME = r"(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})"
 
 
@@ -96,12 +98,17 @@ def check_base(folder: Path) -> None:
                 f"the model_index.json of the pipeline '{folder}' gives {named[part]} as {part}; SeaS needs {wanted}"
             )
     try:
-        scheduler = json.loads((folder / "scheduler/scheduler_config.json").read_text())["_class_name"]
-    except (ValueError, LookupError, TypeError):
+        scheduler = json.loads((folder / "scheduler/scheduler_config.json").read_text())
+        name, predicts = scheduler["_class_name"], scheduler.get("prediction_type", "epsilon")
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise InputError(f"the scheduler/scheduler_config.json of the pipeline '{folder}' is damaged") from None
-    if scheduler not in SCHEDULERS:
+    if name not in SCHEDULERS:
         raise InputError(
-            f"the scheduler of the pipeline '{folder}' is a {scheduler}; SeaS needs one of {', '.join(SCHEDULERS)}"
+            f"the scheduler of the pipeline '{folder}' is a {name}; SeaS needs one of {', '.join(SCHEDULERS)}"
+        )
+    if predicts not in PREDICTIONS:
+        raise InputError(
+            f"the base '{folder}' predicts '{predicts}' (prediction_type); SeaS needs one of {', '.join(PREDICTIONS)}"
         )
 
 
@@ -111,7 +118,7 @@ def check_stable_diffusion(folder: Path) -> None:
     Raises InputError for the first that has not.
     """
     for part, wanted in STABLE_DIFFUSION.parameters.items():
-        found = parameters(Path(folder) / part)
+        found = count_parameters(Path(folder) / part)
         if found != wanted:
             raise InputError(
                 f"the {part} of '{folder}' has {found:,} parameters, that of Stable Diffusion v1-4 {wanted:,}; "
@@ -120,7 +127,7 @@ def check_stable_diffusion(folder: Path) -> None:
 
 
 @functools.cache
-def parameters(folder: Path) -> int:
+def count_parameters(folder: Path) -> int:
     """How many parameters the weights of one part have, read from the heads of its safetensors files.
 
     Raises InputError for a damaged file.

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 from scipy.ndimage import label
 
 from seas.artifacts import Provenance, read_table, sha256, write_table
-from seas.data import mvtec_ad
+from seas.data.layouts import READERS
 from seas.data.mvtec_ad import Sample, raise_faults
 from seas.data.settings import INDEX_STAGE_VERSION, SPLIT_STAGE_VERSION, DataSettings
 from seas.data.split import read_groups, split_samples
@@ -20,8 +19,6 @@ from seas.training import progress
 
 LONGEST = 20
 """Sides of a photograph may differ by this factor; beyond it nothing is left of one side in a square."""
-READERS: dict[str, ModuleType] = {"mvtec_ad": mvtec_ad}
-"""The reader of each layout: ``list_products``, ``list_samples`` and ``fingerprint``."""
 
 
 def index_samples(root: Path, layout: str, product: str) -> pd.DataFrame:

@@ -63,6 +63,11 @@ def list_types(root: Path, product: str) -> list[str]:
     return sorted(folder.name for folder in _folders(Path(root) / product / "test") if folder.name != "good")
 
 
+def count_images(root: Path, product: str) -> dict[str, int]:
+    """How many photographs each anomaly type of a product has, right or wrong."""
+    return {name: len(_images(Path(root) / product / "test" / name)) for name in list_types(root, product)}
+
+
 def count_tested(root: Path, product: str) -> int:
     """How many photographs are in a product's test/, right or wrong."""
     return sum(len(_images(folder)) for folder in _folders(Path(root) / product / "test"))

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from seas.data.settings import DataSettings
+from seas.data.third import require_shots, third_of
 from seas.errors import InputError
 from seas.seeding import rng
 
@@ -54,30 +55,21 @@ def split_samples(table: pd.DataFrame, settings: DataSettings, seed: int, groups
     if isinstance(settings.shots, int):
         for name in types:
             third = table.index[(table.type == name) & (role == "shot")]
-            role[_not_drawn(third, table["product"].iloc[0], name, settings.shots, seed)] = "left_out"
+            product = table["product"].iloc[0]
+            require_shots(product, name, len(third), settings)
+            drawn = rng(seed, "shots", product, name).permutation(len(third))
+            role[third[drawn[settings.shots :]]] = "left_out"
     return table.assign(
         role=role, type_index=table.type.map(lambda name: types.index(name) + 1 if name in types else 0)
     )
 
 
-def _not_drawn(third: pd.Index, product: str, name: str, shots: int, seed: int) -> pd.Index:
-    """The images of a type's third that are no shots when only a number of them is wanted."""
-    if shots > len(third):
-        raise InputError(f"{product}: data.shots is {shots}, but a third of the type '{name}' has {len(third)} images")
-    return third[rng(seed, "shots", product, name).permutation(len(third))[shots:]]
-
-
 def _third(images: pd.DataFrame, group: pd.Series, settings: DataSettings) -> pd.Index:
     """The first third by name, in whole groups: a group that would lead over it is passed by."""
     product, name = images["product"].iloc[0], images.type.iloc[0]
-    if len(images) < 3:
-        if settings.train_only_small_types:
-            return images.index
-        raise InputError(
-            f"{product}: the type '{name}' has {len(images)} image{'s' * (len(images) > 1)}; 3 are needed to train and to test "
-            "(data.train_only_small_types lets such a type train untested)"
-        )
-    wanted = len(images) // 3
+    wanted = third_of(product, name, len(images), settings)
+    if wanted == len(images):
+        return images.index
     taken: list[int] = []
     for _, members in images.groupby(group[images.index], sort=False):
         if len(taken) + len(members) <= wanted:

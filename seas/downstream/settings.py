@@ -1,6 +1,6 @@
 """Settings of the downstream models: what is trained, on what, and how long."""
 
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from seas.settings import EachOnce, StationSettings, setting
 
@@ -26,6 +26,8 @@ class DownstreamSettings(StationSettings):
     Each arm has the same normals (all of train/good), updates, batches, augmentation and schedule; the last weights
     are kept in each, so that nothing is chosen by looking at the test set.
     """
+
+    NOT_OBEYED: ClassVar[frozenset[str]] = frozenset({"models", "trained_on", "scope", "checkpoint_every"})
 
     models: EachOnce[tuple[Model, ...]] = setting(("bisenet_v2",), "segmentation models", source="Tab. 4", min_length=1)
     trained_on: EachOnce[tuple[Source, ...]] = setting(
@@ -57,7 +59,3 @@ class DownstreamSettings(StationSettings):
         0.1, "largest change of brightness and contrast in training, as a share", source="ours", ge=0, lt=1
     )
     checkpoint_every: int = setting(500, "updates between two checkpoints", unit="updates", source="ours", ge=1)
-
-    def obeyed(self) -> dict[str, Any]:
-        """What one arm is a function of, as plain values: not which other arms there are."""
-        return self.model_dump(mode="json", exclude={"models", "trained_on", "scope"})

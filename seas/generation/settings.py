@@ -1,7 +1,7 @@
 """Settings of the generation of image–mask pairs and normals."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -23,6 +23,8 @@ def limit_of_type(largest_mask: float | None, shares: Sequence[float]) -> float 
 
 class GenerationSettings(StationSettings):
     """How pairs and normals are made from a finished generator and its mask branch (Sec. 3.3, A.2)."""
+
+    NOT_OBEYED: ClassVar[frozenset[str]] = frozenset({"shards"})
 
     pairs_per_type: int = setting(1000, "image–mask pairs of each anomaly type", unit="pairs", source="Sec. 4.1", ge=1)
     normals: int = setting(
@@ -104,10 +106,6 @@ class GenerationSettings(StationSettings):
         if self.batch_size != "auto":
             return self.batch_size
         return max(1, min(AUTOMATIC[device], PIXELS_AT_ONCE // side**2))
-
-    def obeyed(self) -> dict[str, Any]:
-        """What an image is a function of, as plain values: not how many jobs share the work."""
-        return self.model_dump(mode="json", exclude={"shards"})
 
     @model_validator(mode="after")
     def _a_peak_is_above_the_threshold(self) -> "GenerationSettings":

@@ -1,6 +1,6 @@
 """Settings of the fine-tuning of a base on one product."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -11,6 +11,8 @@ STAGE_VERSION = 8
 
 class GeneratorSettings(TrainerSettings):
     """Separation and Sharing fine-tuning (Sec. 3.2)."""
+
+    NOT_OBEYED: ClassVar[frozenset[str]] = TrainerSettings.NOT_OBEYED | {"gradient_checkpointing", "offload_optimizer"}
 
     prompt: Literal["unbalanced", "typical"] = setting(
         "unbalanced",

@@ -1,6 +1,6 @@
 """Settings of the metrics of generated images."""
 
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from seas.settings import StationSettings, setting
 from seas.weights import has_paper_weights
@@ -10,6 +10,8 @@ STAGE_VERSION = 3
 
 class MetricsSettings(StationSettings):
     """Quality (IS, KID) and diversity (IC-LPIPS) of the generated images (Sec. 4.2)."""
+
+    NOT_OBEYED: ClassVar[frozenset[str]] = frozenset({"weights_folder"})
 
     extractors: Literal["auto", "paper", "efficientnet_lite0"] = setting(
         "auto",
@@ -58,7 +60,3 @@ class MetricsSettings(StationSettings):
         """Whether the paper's networks measure: by ``extractors`` and, where it is auto, by the weights that are there."""
         present = has_paper_weights(self.lpips_backbone, self.weights_folder)
         return self.extractors == "paper" or (self.extractors == "auto" and present)
-
-    def obeyed(self) -> dict[str, Any]:
-        """What a number is a function of, as plain values: not where on this machine the weights lie."""
-        return self.model_dump(mode="json", exclude={"weights_folder"})

@@ -23,8 +23,9 @@ rule generator:
             flow.settings(wc.dataset, wc.experiment), "generator", "data", stage="generator"
         ),
         base=lambda wc: flow.given_base(wc.dataset, wc.experiment),
-        # A function of the input, too, is not compared with what an earlier run had.
+        # Snakemake compares no parameter that is a function of the input with an earlier run's.
         base_folder=lambda wc, input: flow.base(wc.dataset, wc.experiment),
+        not_obeyed=lambda wc, input: flow.settings(wc.dataset, wc.experiment).generator.not_obeyed(),
         stage_version=generator_settings.STAGE_VERSION,
     script:
         "../scripts/generator.py"

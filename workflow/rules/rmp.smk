@@ -14,6 +14,8 @@ rule rmp:
         gpu=lambda wc: flow.gpus(wc.dataset, wc.experiment),
     params:
         settings=lambda wc: flow.parameters(flow.settings(wc.dataset, wc.experiment), "rmp", stage="rmp"),
+        # Snakemake compares no parameter that is a function of the input with an earlier run's.
+        not_obeyed=lambda wc, input: flow.settings(wc.dataset, wc.experiment).rmp.not_obeyed(),
         stage_version=rmp_settings.STAGE_VERSION,
     script:
         "../scripts/rmp.py"

@@ -19,7 +19,7 @@ with job(snakemake.log[0]):
         dict(zip(products, map(Path, snakemake.input.splits), strict=True)),
         trees,
         read_dataset(snakemake.wildcards.dataset).root,
-        DownstreamSettings(**settings["downstream"]),
+        DownstreamSettings(**settings["downstream"], **snakemake.params.not_obeyed),
         DataSettings(**settings["data"]),
         ComputeSettings.of_job(settings["compute"], snakemake.threads),
         int(snakemake.wildcards.seed),

@@ -14,7 +14,7 @@ with job(snakemake.log[0]):
         Path(snakemake.params.base_folder),
         Path(snakemake.input.split),
         read_dataset(snakemake.wildcards.dataset).root,
-        GeneratorSettings(**settings["generator"]),
+        GeneratorSettings(**settings["generator"], **snakemake.params.not_obeyed),
         DataSettings(**settings["data"]),
         ComputeSettings.of_job(settings["compute"], snakemake.threads),
         int(snakemake.wildcards.seed),

@@ -14,7 +14,7 @@ with job(snakemake.log[0]):
         Path(snakemake.input.generation),
         Path(snakemake.input.split),
         read_dataset(snakemake.wildcards.dataset).root,
-        MetricsSettings(**settings["metrics"], weights_folder=snakemake.params.weights_folder),
+        MetricsSettings(**settings["metrics"], **snakemake.params.not_obeyed),
         DataSettings(**settings["data"]),
         ComputeSettings.of_job(settings["compute"], snakemake.threads),
         int(snakemake.wildcards.seed),

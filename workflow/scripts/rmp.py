@@ -10,7 +10,7 @@ with job(snakemake.log[0]):
     settings = snakemake.params.settings
     train_rmp(
         Path(snakemake.input.generator),
-        RmpSettings(**settings["rmp"]),
+        RmpSettings(**settings["rmp"], **snakemake.params.not_obeyed),
         ComputeSettings.of_job(settings["compute"], snakemake.threads),
         int(snakemake.wildcards.seed),
         output=Path(snakemake.output[0]),
