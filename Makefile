@@ -8,7 +8,7 @@ BIN := .venv/bin
 SNAKEMAKE := $(BIN)/snakemake --configfile config/demo.yaml
 
 help:
-	@echo "make demo       set up .venv and run the whole chain on the miniature dataset (CPU, up to 30 minutes)"
+	@echo "make demo       set up .venv and run the whole chain on the miniature dataset (CPU, about half an hour)"
 	@echo "make test       set up .venv and run the tests (CPU, about 15 minutes at most)"
 	@echo "make test-slow  the slower tests: the workflow for real, killed and resumed"
 	@echo "make test-slurm the cluster profile on a real SLURM on this machine, as root (about 10 minutes)"

@@ -289,10 +289,15 @@ class TestStableDiffusion:
                 '{"_class_name": "EulerDiscreteScheduler"}',
                 "is a EulerDiscreteScheduler; SeaS needs one of DDIM",
             ),
+            (
+                '{"_class_name": "DDIMScheduler", "prediction_type": "sample"}',
+                r"predicts 'sample' \(prediction_type\); SeaS needs one of epsilon, v_prediction",
+            ),
             ("{", "the scheduler/scheduler_config.json of the pipeline .* is damaged"),
+            ("[]", "the scheduler/scheduler_config.json of the pipeline .* is damaged"),
         ],
     )
-    def test_a_scheduler_of_other_noise_is_refused(self, tiny_base, tmp_path, text, message):
+    def test_a_scheduler_that_is_not_understood_is_refused(self, tiny_base, tmp_path, text, message):
         shutil.copytree(tiny_base, tmp_path / "base")
         (tmp_path / "base/scheduler/scheduler_config.json").write_text(text)
         with pytest.raises(InputError, match=message):

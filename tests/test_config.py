@@ -12,6 +12,7 @@ from snakemake.cli import parse_config
 from seas.artifacts import Provenance, write_table
 from seas.config import Config, as_yaml, lineage, of_command_line, overlaid, validated
 from seas.errors import InputError
+from seas.plan import planned
 from seas.versions import artifacts
 from seas.weights import WEIGHTS
 from seas.workflow import Workflow, load_workflow
@@ -115,6 +116,8 @@ def test_the_number_of_shards_makes_no_other_set(project):
     assert workflow.owner("mine", "sharded", "metrics") == "seas"
     assert "shards" not in workflow.parameters(settings, "generation")["generation"]
     assert workflow.shards("mine", "sharded", 0, "bolt") == []  # the set is that of seas, made in one piece
+    made = planned(workflow)[Path("results/mine/seas/seed0/generation/bolt")]
+    assert made.work.steps == workflow.settings("mine", "seas").generation.normals  # bolt has no anomaly types
     folder = "results/mine/seas/seed0/shards/bolt"
     sharded = flow(experiments=["sharded"], generation={"shards": 3})
     assert sharded.shards("mine", "seas", 0, "bolt") == [f"{folder}/{shard}" for shard in range(3)]

@@ -679,7 +679,7 @@ class TestTraining:
             train_rmp(*arguments, output=output)
         assert not output.exists()
         monkeypatch.setattr(RmpTrainer, "update", notes)
-        train_rmp(*arguments, output=output)
+        train_rmp(generator, SMALL.model_copy(update={"checkpoint_every": 7}), CPU, 0, output=output)
         assert first_updates == [10, 11], "it did not continue at the checkpoint"
         assert (output / "manifest.json").read_text() == (trained / "manifest.json").read_text()
         assert list(tmp_path.iterdir()) == [output]

@@ -183,7 +183,7 @@ def load_rmp(
     except Exception as fault:
         raise InputError(f"{folder} is no finished mask branch: {fault}") from None
     network = RefinedMaskPrediction.for_pipeline(pipeline.unet, pipeline.vae, settings)
-    if _config_of(network) != config:
+    if _config_of(network) != config | {"settings": settings.obeyed()}:
         raise InputError(f"the mask branch {folder} was trained for another base than this generator's")
     try:
         network.load_state_dict(weights)
@@ -197,5 +197,5 @@ def _config_of(network: RefinedMaskPrediction) -> dict:
         "unet_channels": list(network.unet_channels),
         "vae_channels": list(network.vae_channels),
         "upscaling": network.upscaling,
-        "settings": network.settings.model_dump(mode="json"),
+        "settings": network.settings.obeyed(),
     }
