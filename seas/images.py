@@ -1,5 +1,6 @@
 """Photographs and masks: reading, fitting to a square, augmenting, writing."""
 
+import struct
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,14 +39,14 @@ def _opened(path: Path) -> Image.Image:
         raise InputError(f"the image {path} does not exist") from None
     except UnidentifiedImageError:
         raise InputError(f"the image {path} cannot be read: it is no picture") from None
-    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as fault:
+    except (OSError, SyntaxError, TypeError, ValueError, struct.error, Image.DecompressionBombError) as fault:
         raise InputError(f"the image {path} cannot be read: {fault}") from None
 
 
 def turned_by_exif(path: Path) -> bool:
     """Whether a picture's EXIF says that it is to be turned or mirrored."""
     with Image.open(path) as image:
-        return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
 
 
 def has_sixteen_bits(path: Path) -> bool:
@@ -77,7 +78,8 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """A mask as bool (H, W), True on the anomaly: every pixel that is not 0; of two palette colours, the one that is not black.
+    """A mask as bool (H, W), True on the anomaly: every pixel that is not 0, in colour not black; of a palette with two colours,
+    the one that is not black.
 
     Raises InputError for a missing or broken file, for a mask with more than two values, and for a transparent one.
     """
@@ -85,17 +87,26 @@ def read_mask(path: Path) -> np.ndarray:
     if "A" in image.getbands() and image.getchannel("A").getextrema()[0] < 255:
         raise InputError(f"the mask {path} is partly transparent; save it as a grey picture without an alpha channel")
     plain = image.mode in ("1", "L", "P") or image.mode.startswith("I")  # any number but 0 marks: nothing is scaled
-    values = np.asarray(image if plain else _eight_bit(image, path).convert("L"))
+    values = np.asarray(image) if plain else _numbers(np.asarray(_eight_bit(image, path).convert("RGB")))
     found = np.unique(values)
     if len(found) > 2 or (len(found) == 2 and found[0] != 0):
         raise InputError(
             f"the mask {path} has {len(found)} values ({', '.join(map(str, found[:4]))}, …); a mask has 0 and one other"
         )
-    if image.mode == "P" and len(found) == 2:
+    if image.mode == "P":
         coloured = np.asarray(image.convert("RGB")).any(axis=-1)
-        if coloured.any() and not coloured.all():
+        if len(found) == 2 and coloured.any() and not coloured.all():
+            return coloured
+        if len(found) == 1 and not coloured.any() and any(image.getpalette()):
             return coloured
     return values != 0
+
+
+def _numbers(colours: np.ndarray) -> np.ndarray:
+    """Each colour, (H, W, 3), as one number (H, W), 0 for black: its level where all are grey."""
+    red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
+    grey = (red == green).all() and (red == blue).all()
+    return red if grey else red << 16 | green << 8 | blue
 
 
 def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The training loop that all trainers share: interruptible, resumable bit for bit, with progress and losses."""
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -246,6 +247,8 @@ def _save_checkpoint(
     metadata |= {"records": json.dumps(records), "since": json.dumps(unrecorded)}
     with writing_file(path) as partial:
         save_file(tensors, partial, metadata)
+        with partial.open("rb") as written:  # the checkpoint before it goes when this one is named
+            os.fsync(written.fileno())
 
 
 def _load_checkpoint(

@@ -178,6 +178,22 @@ class TestTree:
         assert folder_bytes(output) == folder_bytes(tree) and set(made) == {"dent", "rust", "scratch"}
         assert pd.read_parquet(output / "images.parquet").equals(pd.read_parquet(tree / "images.parquet"))
 
+    def test_a_set_that_cannot_be_read_again_is_not_called_finished(self, tree, generator, rmp, tmp_path, monkeypatch):
+        output, make = tmp_path / "washer", diffusion._make
+
+        def loses(sampler, name, indices, largest_mask, pieces, label):
+            make(sampler, name, indices, largest_mask, pieces, label)
+            if name == "rust":
+                (pieces / "tree/test/rust/0002.png").unlink()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(diffusion, "_make", loses)
+            with pytest.raises(InputError, match=r"washer\.working: \d images that were made cannot be read again"):
+                generate_product(generator, rmp, FEW, CPU, 0, output=output)
+        assert not output.exists()
+        generate_product(generator, rmp, FEW, CPU, 0, output=output)
+        assert folder_bytes(output) == folder_bytes(tree)
+
     def test_a_shard_gives_the_same_images(self, tree, generator, rmp, tmp_path):
         generate_tree(generator, rmp, {"rust": range(2, 3)}, FEW, CPU, 0, output=tmp_path / "shard")
         shard = folder_bytes(tmp_path / "shard")
@@ -596,14 +612,22 @@ class TestByHand:
         from seas.generation import by_hand
 
         seen = []
-        monkeypatch.setattr(by_hand, "generate_tree", lambda *arguments, **named: seen.append(arguments[5]))
+        monkeypatch.setattr(by_hand, "generate_tree", lambda *arguments, **named: seen.append(arguments[4:6]))
         monkeypatch.setattr(by_hand, "read_manifest", lambda folder: {"seed": 7})
         for seed in (None, 0, 3):
             generate_by_hand(
                 generator, anomaly_type="rust", number=1, output=tmp_path / "out", seed=seed, rmp=rmp, device="cpu"
             )
-        assert seen == [7, 0, 3]
+        assert [(compute.threads, seed) for compute, seed in seen] == [(1, 7), (1, 0), (1, 3)]
         assert "whose settings would be taken: these are the paper's" in capsys.readouterr().out
+
+    def test_of_a_run_on_a_gpu_a_processor_takes_one_thread(self, tmp_path, monkeypatch):
+        """What a GPU makes is no function of threads, and its manifest names none."""
+        from seas.generation import by_hand
+
+        settings = {"generation": {}, "compute": ComputeSettings(device="cuda", threads=8).obeyed()}
+        monkeypatch.setattr(by_hand, "read_manifest", lambda folder: {"settings": settings})
+        assert by_hand._settings_beside(tmp_path, "cpu")[1].threads == 1
 
     def test_a_type_beside_a_finished_run(self, generator, rmp, tree, tmp_path, capsys):
         run = tmp_path / "run"

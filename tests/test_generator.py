@@ -899,6 +899,12 @@ class TestTraining:
         save_file(tensors, tmp_path / ENCODED, {"images": json.dumps(about)})
         with pytest.raises(InputError, match="an earlier version made it; make it anew"):
             load_encoded(tmp_path)
+        about["shifted"] = False
+        boxes = tensors.pop("boxes")
+        for kept, metadata in ((tensors, {"images": json.dumps(about)}), (tensors | {"boxes": boxes}, None)):
+            save_file(kept, tmp_path / ENCODED, metadata)
+            with pytest.raises(InputError, match="an earlier version made it; make it anew"):
+                load_encoded(tmp_path)
         (tmp_path / ENCODED).write_bytes((trained / ENCODED).read_bytes()[:-9])
         with pytest.raises(InputError, match="encoded_images.safetensors cannot be read"):
             load_encoded(tmp_path)

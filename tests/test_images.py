@@ -1,5 +1,7 @@
 """Photographs and masks: reading odd files, fitting, augmenting, by value."""
 
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -113,6 +115,34 @@ class TestReading:
         picture.putpalette([50, 50, 50, 200, 0, 0])
         picture.save(tmp_path / "mask.png")
         assert np.array_equal(read_mask(tmp_path / "mask.png"), np.eye(4) > 0)
+
+    @pytest.mark.parametrize("index", [0, 1], ids=["black first", "white first"])
+    def test_a_palette_that_shows_black_alone_marks_nothing(self, tmp_path, index):
+        picture = Image.fromarray(np.full((4, 4), index, np.uint8), "P")
+        picture.putpalette([0, 0, 0, 255, 255, 255] if index == 0 else [255, 255, 255, 0, 0, 0])
+        picture.save(tmp_path / "mask.png")
+        assert not read_mask(tmp_path / "mask.png").any()
+
+    @pytest.mark.parametrize("colour", [(1, 0, 0), (0, 0, 4), (255, 0, 0), (9, 9, 9)])
+    def test_a_faint_colour_marks_as_a_bright_one_does(self, tmp_path, colour):
+        picture = np.zeros((4, 4, 3), np.uint8)
+        picture[1, 2] = colour
+        write_image(picture, tmp_path / "mask.png")
+        assert np.argwhere(read_mask(tmp_path / "mask.png")).tolist() == [[1, 2]]
+
+    def test_a_mask_of_several_colours_is_refused(self, tmp_path):
+        write_image(np.eye(3, dtype=np.uint8)[None] * 255, tmp_path / "mask.png")
+        with pytest.raises(InputError, match=r"mask\.png has 3 values"):
+            read_mask(tmp_path / "mask.png")
+
+    def test_an_exif_that_cannot_be_rewritten_is_a_fault_of_its_file(self, tmp_path, monkeypatch):
+        """Turning a picture packs its EXIF anew, in which a number may be too large for its type."""
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.new("RGB", (4, 4)).save(tmp_path / "turned.jpg", exif=exif)
+        monkeypatch.setattr(Image.Exif, "tobytes", lambda *_: struct.pack("<H", 70000))
+        with pytest.raises(InputError, match=r"turned\.jpg cannot be read"):
+            read_image(tmp_path / "turned.jpg")
 
     def test_round_trip(self, tmp_path):
         mask = np.random.default_rng(0).random((5, 7)) > 0.5

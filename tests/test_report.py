@@ -360,6 +360,8 @@ def test_a_mean_over_all_products_of_the_paper_is_compared():
     compared = beside_paper(over_seeds(results))
     assert one(compared, product="").paper == 69.21
     assert len(compared) == 16
+    of_some = results.assign(protocol=np.where(results["product"] == "", "mean of 14 of 15 products", ""))
+    assert "" not in set(beside_paper(over_seeds(of_some))["product"])
 
 
 def test_metrics_of_a_stand_in_extractor_stay_away_from_the_papers(runs):

@@ -1,6 +1,8 @@
 """The training loop: the same weights whether or not it was interrupted."""
 
+import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,6 +83,18 @@ def test_a_damaged_checkpoint_counts_as_none(tmp_path, left, capsys):
     checkpoint.write_bytes(checkpoint.read_bytes()[:left])
     assert again.run(tmp_path / "killed").equals(losses)
     assert "damaged; the training begins anew" in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_on_the_disk_before_the_earlier_one_goes(tmp_path, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda number: (done.append(str(Path(f"/proc/self/fd/{number}").readlink())), fsync(number))
+    )
+    monkeypatch.setattr(os, "replace", lambda source, to: (done.append(str(source)), replace(source, to)))
+    Toy().run(tmp_path / "run", updates=6, checkpoint_every=5)
+    ours = [name for name in done if "checkpoint" in name]
+    assert len(ours) == 2 and ours[0] == ours[1]
 
 
 def test_recorded_losses_are_means(tmp_path):

@@ -147,7 +147,7 @@ def load_base(folder: Path) -> StableDiffusionPipeline:
         )
     except InputError:
         raise
-    except Exception as fault:
+    except Exception as fault:  # whatever three libraries raise of a damaged file
         raise InputError(f"the pipeline {folder} cannot be loaded: {' '.join(str(fault).split())}") from None
     for part in (pipeline, pipeline.unet, pipeline.vae):
         part.register_to_config(_name_or_path="")

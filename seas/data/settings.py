@@ -6,7 +6,7 @@ from pydantic import Field
 
 from seas.settings import StationSettings, setting
 
-INDEX_STAGE_VERSION = 2
+INDEX_STAGE_VERSION = 3
 SPLIT_STAGE_VERSION = 3
 
 

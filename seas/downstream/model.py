@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -76,6 +77,6 @@ def load_model(folder: Path, device: torch.device) -> tuple[nn.Module, Descripti
         raise InputError(
             f"{folder} is no trained segmentation model: {Path(fault.filename or WEIGHTS).name} is missing"
         ) from None
-    except Exception as fault:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as fault:
         raise InputError(f"{folder} is a damaged segmentation model: {' '.join(str(fault).split())}") from None
     return network.to(device).eval().requires_grad_(False), description

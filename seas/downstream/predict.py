@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -97,10 +98,10 @@ def _photographs(images: Sequence[Path]) -> dict[str, Path]:
     paths = list(dict.fromkeys(paths))
     if odd := [path for path in paths if not str(path).isprintable()]:
         raise InputError(f"the photograph {ascii(str(odd[0]))} has a name that cannot be written down; rename it")
-    stems = [path.stem for path in paths]
+    of_stem = Counter(path.stem for path in paths)
     names: dict[str, Path] = {}
     for path in paths:
-        name = path.stem if stems.count(path.stem) == 1 else _long_name(path)
+        name = path.stem if of_stem[path.stem] == 1 else _long_name(path)
         if len(os.fsencode(name)) > LONGEST_NAME:
             raise InputError(
                 f"{path}: what is written of it would be called {name}.png, which is too long; rename or move it"

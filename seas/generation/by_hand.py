@@ -53,5 +53,5 @@ def _settings_beside(generation: Path, device: str) -> tuple[GenerationSettings,
         precision = "fp32" if device == "cpu" else "bf16"
         return GenerationSettings(), ComputeSettings(device=device, precision=precision, threads=1)
     settings = read_manifest(generation)["settings"]
-    compute = ComputeSettings(**settings["compute"] | {"device": device})
+    compute = ComputeSettings.of_job(settings["compute"] | {"device": device}, threads=1)
     return GenerationSettings(**settings["generation"]), compute

@@ -143,6 +143,8 @@ def generate_tree(
             _make(sampler, name, indices, limit, pieces, f"generation {prompts.product} {name}")
         del sampler, network, pipeline  # before the next one is loaded
     rows = [row for name in wanted for row in _recorded(pieces, name)]
+    if len(rows) < (total := sum(map(len, wanted.values()))):
+        raise InputError(f"{pieces}: {total - len(rows)} images that were made cannot be read again; start once more")
     with writing_folder(output, provenance) as folder:
         _link_parts(pieces / "tree", folder)
         write_images_table(rows, folder)

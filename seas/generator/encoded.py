@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from diffusers import AutoencoderKL
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -200,12 +200,14 @@ def load_encoded(folder: Path) -> EncodedImages:
     path = Path(folder) / ENCODED
     try:
         with safe_open(path, "pt") as file:
-            tensors = [file.get_tensor(name) for name in _TENSORS]
-            about = json.loads(file.metadata()[_METADATA])
+            tensors = [file.get_tensor(name) for name in _TENSORS if name in file.keys()]  # noqa: SIM118
+            about = json.loads((file.metadata() or {})[_METADATA])
+        if len(tensors) < len(_TENSORS):
+            raise KeyError
         return EncodedImages(pd.DataFrame(about["rows"]), *tensors, *(about[name] for name in _FACTS))
     except (FileNotFoundError, KeyError):
         raise InputError(
             f"{path} is missing or incomplete: the generator is damaged, or an earlier version made it; make it anew"
         ) from None
-    except Exception as fault:
+    except (OSError, SafetensorError, ValueError, TypeError) as fault:
         raise InputError(f"{path} cannot be read: {fault}") from None

@@ -26,7 +26,17 @@ from seas.report.page import Block, Part, Picture
 from seas.report.published import settings_of_stages
 from seas.report.runs import ProductResults, ReportedRun
 from seas.report.settings import ReportSettings
-from seas.report.tables import MISSING, TextTable, beside_paper, metric_label, over_seeds, paper_results, shown, wide
+from seas.report.tables import (
+    MEAN_OF_SOME,
+    MISSING,
+    TextTable,
+    beside_paper,
+    metric_label,
+    over_seeds,
+    paper_results,
+    shown,
+    wide,
+)
 
 PAPER_EXTRACTORS = ("inception_v3", "vgg16")
 PAPER_IMAGE_SIZE = 512
@@ -114,7 +124,7 @@ def limits(runs: Sequence[ReportedRun], results: pd.DataFrame) -> list[str]:
         sentences.append("An experiment with one seed cannot tell a small difference from chance.")
     if _stand_ins(results):
         sentences.append(_stand_in_sentence(results))
-    of_some = results[(results["product"] == "") & results.protocol.str.startswith("mean of ")]
+    of_some = results[(results["product"] == "") & results.protocol.str.startswith(MEAN_OF_SOME)]
     if len(of_some):
         told = sorted(
             {f"{metric_label(r.level, r.metric)} of {r.dataset} ({r.protocol})" for r in of_some.itertuples()}

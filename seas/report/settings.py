@@ -2,7 +2,7 @@
 
 from seas.settings import StationSettings, setting
 
-STAGE_VERSION = 8
+STAGE_VERSION = 9
 
 
 class ReportSettings(StationSettings):

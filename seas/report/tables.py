@@ -22,6 +22,8 @@ TEXTS = [column for column in RESULT_COLUMNS if column not in ("dataset", "exper
 EMPTY_PART = "-"
 DECIMALS = 6
 MISSING = "–"
+MEAN_OF_SOME = "mean of "
+"""How the protocol of a mean over fewer products than ran begins."""
 
 METRIC_LABELS = {
     ("generation", "is"): "IS",
@@ -93,7 +95,7 @@ def means_over_products(results: pd.DataFrame) -> pd.DataFrame:
         names = _common_names(rows)
         if 1 < len(rows) == counts[tuple(names[column] for column in measured)]:
             if 0 < rows.value.count() < len(rows):
-                names["protocol"] = f"mean of {rows.value.count()} of {len(rows)} products"
+                names["protocol"] = f"{MEAN_OF_SOME}{rows.value.count()} of {len(rows)} products"
             means.append({**names, "product": "", "value": rows.value.mean()})
     return pd.DataFrame(means, columns=RESULT_COLUMNS)
 
@@ -139,7 +141,7 @@ def paper_variants() -> dict[str, list[int]]:
 def beside_paper(results: pd.DataFrame) -> pd.DataFrame:
     """The results of ``over_seeds`` that the paper has a number for, with ``paper``, ``paper_table``, ``difference``.
 
-    A mean over products is compared only when it is over all products that the paper's is over.
+    A mean over products is compared only when it is over all products that the paper's is over, and each has a value.
     """
     paper = paper_results()
     compared = results.merge(paper, on=SHARED_WITH_PAPER, how="inner", validate="many_to_one")
@@ -148,7 +150,8 @@ def beside_paper(results: pd.DataFrame) -> pd.DataFrame:
         for dataset, rows in compared.groupby("dataset")
         if set(paper.loc[paper.dataset == dataset, "product"]) - set(results.loc[results.dataset == dataset, "product"])
     ]
-    compared = compared[(compared["product"] != "") | ~compared.dataset.isin(incomplete)]
+    of_some = compared.dataset.isin(incomplete) | compared.protocol.str.startswith(MEAN_OF_SOME)
+    compared = compared[(compared["product"] != "") | ~of_some]
     return compared.assign(difference=compared.value - compared.paper).reset_index(drop=True)
 
 

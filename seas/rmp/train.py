@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -180,7 +181,7 @@ def load_rmp(
         raise InputError(
             f"{folder} is no finished mask branch: {Path(fault.filename or WEIGHTS).name} is missing"
         ) from None
-    except Exception as fault:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as fault:
         raise InputError(f"{folder} is no finished mask branch: {fault}") from None
     network = RefinedMaskPrediction.for_pipeline(pipeline.unet, pipeline.vae, settings)
     if _config_of(network) != config | {"settings": settings.obeyed()}:
