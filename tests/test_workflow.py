@@ -144,6 +144,24 @@ class TestRuns:
     def test_one_changed_setting_reruns_its_own_chain(self, finished, sections, expected):
         assert planned(finished, changed(finished, **sections)) == expected
 
+    def test_what_no_result_is_a_function_of_reruns_nothing(self, finished):
+        card = {"checkpoint_every": 7, "gradient_checkpointing": True, "offload_optimizer": True}
+        file = changed(
+            finished,
+            generator=card,
+            rmp={"checkpoint_every": 7},
+            metrics={"weights_folder": None},
+            downstream={"checkpoint_every": 7},
+        )
+        assert planned(finished, file) == {}
+
+    def test_a_lost_tree_of_crop_and_paste_is_made_again(self, finished):
+        tree, away = finished / "results/mine/seas/seed0/crop_and_paste/washer", finished / "away"
+        tree.rename(away)
+        plan = planned(finished)
+        away.rename(tree)
+        assert plan == {"crop_and_paste": 1, "downstream": 1, "report": 1}
+
     def test_an_experiment_on_the_threshold_trains_no_generator_and_no_mask_branch(self, finished):
         file = changed(finished, experiments=["seas", "tau_0.1"])
         assert planned(finished, file) == {"generation": 1, "metrics": 1, "downstream": 1, "report": 1}
