@@ -167,9 +167,8 @@ class TestRuns:
         assert planned(finished, file) == {"generation": 1, "metrics": 1, "downstream": 1, "report": 1}
 
     def test_the_shipped_experiments_together_plan_what_each_adds(self, finished):
-        fitting = sorted(
-            set(SHIPPED) - {"shots_2", "shots_4", "shots_8", "h_2"}
-        )  # a third of a type has one image here
+        # A third of a type has one image here.
+        fitting = sorted(set(SHIPPED) - {"shots_2", "shots_4", "shots_8", "h_2"})
         expected = sum((Counter(added_jobs(experiment)) for experiment in fitting), Counter(report=1))
         expected["base_model"] = expected.pop("base")
         assert planned(finished, changed(finished, experiments=fitting)) == expected
